@@ -1,0 +1,16 @@
+"""Fused kernels for Compact Transformers, with plain PyTorch as their specification.
+
+    from cct_kernels import seqpool
+    pooled = seqpool(x, weight, bias)                       # the fastest backend that runs here
+    pooled = seqpool(x, weight, bias, backend="reference")  # plain PyTorch
+
+`python -m cct_kernels` prints which backend runs each op on this machine and why the others do not.
+"""
+
+from .conv_tokenizer import conv_tokenizer
+from .dispatch import BackendError
+from .layernorm_attention import layernorm_attention
+from .layernorm_mlp import layernorm_mlp
+from .seqpool import seqpool
+
+__all__ = ["BackendError", "conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool"]
