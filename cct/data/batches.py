@@ -1,0 +1,85 @@
+"""Batches of a split that lies in memory. No workers, no queue: a batch is a few tensor operations.
+
+The batches of an epoch are a function of (seed, epoch): a run resumed at any (epoch, step) sees bitwise the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from . import draws
+from .augment import Augment
+from .dataset import DataError, Split
+
+
+def num_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
+    return n // batch_size if drop_last else -(-n // batch_size)
+
+
+def epoch(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    augment: Augment | None,
+    mean,
+    std,
+    device="cpu",
+    drop_last: bool = False,
+    start: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every sample once, in a random order: (images float32 (B, C, H, W) normalised, labels int64 (B,)) on `device`.
+
+    The order is a function of (seed, epoch), the crop and flip of a sample of (seed, epoch, sample index): the batch size
+    and the device change neither. `start` leaves out the first batches at no cost. `augment=None` only shuffles.
+    Raises DataError for a batch size, seed, epoch or start out of range, and for a mean or std that does not fit.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("start", start, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"epoch: {name} is {value!r}; expected an int of at least {least}")
+    scale, shift = _affine(split, mean, std, device)
+    return _epoch(split, batch_size, seed, epoch, augment, scale, shift, device, drop_last, start)
+
+
+def _epoch(split, batch_size, seed, epoch, augment, scale, shift, device, drop_last, start):
+    n = len(split)
+    order = draws.permutation(seed, epoch, n, split.images.device)
+    words = augment.draws(seed, epoch, n, split.images.device) if augment else None
+    for step in range(start, num_batches(n, batch_size, drop_last)):
+        index = order[step * batch_size : (step + 1) * batch_size]
+        images = split.images.index_select(0, index).to(device, non_blocking=True)
+        if augment:
+            images = augment(images, words.index_select(0, index).to(device, non_blocking=True))
+        yield normalise(images, scale, shift), split.labels.index_select(0, index).to(device, non_blocking=True)
+
+
+def evaluation(split: Split, *, batch_size: int, mean, std, device="cpu") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every sample once, in the order of the split, without augmentation; images and labels as `epoch` gives them."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"evaluation: batch_size is {batch_size!r}; expected an int of at least 1")
+    scale, shift = _affine(split, mean, std, device)
+    pairs = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
+    return ((normalise(x.to(device), scale, shift), y.to(device)) for x, y in pairs if len(y))
+
+
+def affine(channels: int, mean, std, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, shift), float32 (channels, 1, 1), with pixel * scale + shift = (pixel / 255 - mean) / std."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise DataError(f"{name} has {len(values)} values; expected {channels}, one for each channel of the images")
+    if min(std) <= 0:
+        raise DataError(f"std is {tuple(std)}; expected positive numbers")
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+
+def _affine(split, mean, std, device):
+    return affine(split.images.shape[1], mean, std, device)
+
+
+def normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32. Two roundings in two steps: a fused multiply-add here and not there would make bits depend on B."""
+    return images.to(torch.float32).mul_(scale).add_(shift)

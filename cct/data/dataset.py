@@ -1,0 +1,85 @@
+"""What a reader returns: images as one uint8 tensor per split, and what a model must know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .augment import Augment
+
+
+class DataError(ValueError):
+    """A file or argument that cannot be used. The message names it and says what to do."""
+
+
+@dataclass
+class Split:
+    """images: uint8 (n, channels, H, W); labels: int64 (n,). Kept whole in memory, on any device."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            got = f"{self.images.dtype} {tuple(self.images.shape)}"
+            raise DataError(f"Split: images is {got}; expected a uint8 tensor (n, channels, H, W)")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            got = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise DataError(f"Split: labels is {got}; expected an int64 tensor ({len(self.images)},)")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def to(self, device) -> Split:
+        """The same split on a device: batches are then drawn, cropped and normalised there."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def subset(self, index) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass
+class DataSet:
+    """A data set ready to train on.
+
+    `img_size` is (H, W) and `mean`, `std` are per channel for pixels in [0, 1]. `source` says where the files came from,
+    `split` how train and test were made: both belong into every result. `val` is there when `val_split` was asked for, or a
+    folder has it. `pad` is the width of the zero border that is part of the H x W frame (MNIST: 28 -> 32 pads by 2).
+    """
+
+    name: str
+    classes: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    test: Split
+    img_size: tuple[int, int]
+    channels: int
+    source: str
+    split: str
+    val: Split | None = None
+    pad: int = 0
+    flip: bool = True  # whether a mirrored image still shows its class: not so for digits
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def augment(self) -> Augment:
+        """The usual augmentation: zero padding 4 at 32 pixels (paper-spec 3.1), in proportion elsewhere, and flips."""
+        return Augment(crop_padding=min(self.img_size) // 8, flip=self.flip)
+
+    @property
+    def preprocessing(self) -> dict:
+        """What `load_image` needs to treat one new image file as the images of this set were; goes into checkpoints."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size": list(self.img_size),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "channels": self.channels,
+            "pad": self.pad,
+        }

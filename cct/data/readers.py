@@ -1,0 +1,51 @@
+"""`load`: the readers by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from . import digits
+from .dataset import DataError, DataSet
+from .draws import stratified
+
+NAMES = ("digits",)
+
+
+def load(name: str, data_dir=None, *, img_size=None, val_split: float | None = None, download: bool = True) -> DataSet:
+    """Read a data set into memory, checked.
+
+    name: one of `NAMES`. data_dir: where its files are; without it $CCT_DATA and ~/.cache/cct/data are searched.
+    img_size: int or (H, W) of the images; None for the size usual for the set.
+    val_split: this part of every training class is held out as `val`, always the same images. download: fetch missing files.
+    Raises DataError that names the file or argument and the fix.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"data set {name!r} is unknown; {hint}known are {', '.join(NAMES)}")
+    data = digits.load(_size(img_size) or digits.DEFAULT_SIZE)
+    return data if val_split is None else _hold_out(data, val_split)
+
+
+def _size(img_size):
+    if img_size is None:
+        return None
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if isinstance(img_size, bool) or not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise DataError(f"img_size is {img_size!r}; expected an int or a pair (H, W)")
+    if not all(isinstance(s, int) and 1 <= s <= 4096 for s in size):
+        raise DataError(f"img_size is {img_size!r}; expected numbers of pixels from 1 to 4096")
+    return tuple(size)
+
+
+def _hold_out(data: DataSet, fraction) -> DataSet:
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise DataError(f"val_split is {fraction!r}; expected a number between 0 and 1, the part of train to hold out")
+    if data.val is not None:
+        raise DataError(f"{data.source}: val_split is {fraction}, but there is a val split already; leave val_split out")
+    kept, held = stratified(data.train.labels, fraction)
+    if not len(kept):
+        raise DataError(f"val_split is {fraction}; nothing would be left to train on")
+    split = f"{data.split}; {len(held)} of train held out for validation"
+    return replace(data, train=data.train.subset(kept), val=data.train.subset(held), split=split)
