@@ -61,19 +61,27 @@ def choose(op, x, backend=None):
     backend: None takes the fastest that can run; "fused" the fastest that is not plain PyTorch, or raises; a name runs or
     raises. Exporting (torch.export, ONNX) takes the reference, so that the graph holds standard operators only.
     """
-    device = x.device.type
+    if backend is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        return "reference"
+    return _constant_choice(op, x.device.type, x.dtype, backend)
+
+
+@torch.compiler.assume_constant_result
+def _constant_choice(op, device, dtype, backend):
+    return _choice(op, device, dtype, backend)  # torch.compile takes the answer and does not trace the search
+
+
+@functools.cache
+def _choice(op, device, dtype, backend):
     if backend is None or backend == "fused":
-        candidates = TABLE.get((op, device), ("reference",))
-        if backend is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            return "reference"
-        for candidate in candidates:
-            if (candidate != "reference" or backend is None) and why_not(op, candidate, device, x.dtype) is None:
+        for candidate in TABLE.get((op, device), ("reference",)):
+            if (candidate != "reference" or backend is None) and why_not(op, candidate, device, dtype) is None:
                 return candidate
-        reasons = "; ".join(f"{name}: {why_not(op, name, device, x.dtype)}" for name in BACKENDS if name != "reference")
+        reasons = "; ".join(f"{name}: {why_not(op, name, device, dtype)}" for name in BACKENDS if name != "reference")
         raise BackendError(f"{op}: no fused backend runs here ({reasons}); use backend=None to allow plain PyTorch")
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend is {backend!r}; expected None, 'fused' or one of {', '.join(BACKENDS)}")
-    reason = why_not(op, backend, device, x.dtype)
+    reason = why_not(op, backend, device, dtype)
     if reason is None:
         return backend
     if reason.startswith("does not"):

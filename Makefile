@@ -1,0 +1,34 @@
+# One-line targets; each is what CI and CONTRIBUTING use.
+PYTHON ?= python
+
+install:        ## build and install into the current environment
+	$(PYTHON) -m pip install .
+
+develop:        ## editable install with everything the tests need
+	$(PYTHON) -m pip install -e ".[test]"
+
+native:         ## rebuild the native libraries in place (for editable installs)
+	cmake -S . -B build/native -G Ninja -DCCT_PYTHON=$(PYTHON) -DCCT_CUDA=$(or $(CCT_CUDA),auto) && cmake --build build/native
+
+test:           ## the whole test suite
+	$(PYTHON) -m pytest
+
+bench:          ## benchmarks with measured roofs; results under bench/results
+	$(PYTHON) -m pytest bench --benchmark
+
+lint:           ## ruff, as CI runs it
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+
+format:         ## ruff and clang-format
+	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format . && git ls-files 'csrc/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs clang-format -i
+
+dist:           ## an sdist and a wheel for this PyTorch
+	$(PYTHON) -m build --no-isolation
+
+clean:
+	rm -rf build dist *.egg-info cct_kernels/lib
+
+help:           ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/\t/'
+
+.PHONY: install develop native test bench lint format dist clean help

@@ -1,0 +1,143 @@
+"""What tests and benchmarks share: the cases of each op, its work and traffic, and the one rule that decides "right".
+
+exact = the reference in float64 on the same rounded inputs. A kernel is right when, for its output and for each named gradient
+under a random incoming gradient,
+
+    max|kernel - exact|  <=  2 * max|PyTorch in the same dtype - exact|  +  4 * eps(dtype) * max|exact|.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from . import reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op: `shapes` of its tensor arguments, `options` of the others."""
+
+    op: str
+    name: str
+    why: str
+    shapes: dict
+    options: dict
+
+    def __str__(self):
+        return f"{self.op}-{self.name}"
+
+
+def _seqpool(name, why, B, N, C, norm=True):
+    shapes = {"x": (B, N, C), "weight": (1, C), "bias": (1,)}
+    if norm:
+        shapes |= {"norm_weight": (C,), "norm_bias": (C,)}
+    return Case("seqpool", name, why, shapes, {})
+
+
+CASES = [
+    _seqpool("B2_N256_C256", "CCT-7/3x1", 2, 256, 256),
+    _seqpool("B3_N64_C128", "CCT-2/3x2, odd batch", 3, 64, 128),
+    _seqpool("B1_N196_C384", "CCT-14/7x2, one image shared by the threads", 1, 196, 384),
+    _seqpool("B2_N63_C200", "no size a power of two", 2, 63, 200),
+    _seqpool("B2_N1_C64", "a single token", 2, 1, 64),
+    _seqpool("B1_N1024_C40", "long, narrow", 1, 1024, 40),
+    _seqpool("B2_N17_C7", "narrower than any vector", 2, 17, 7),
+    _seqpool("B5_N33_C256_plain", "without the norm", 5, 33, 256, norm=False),
+    _seqpool("B0_N64_C128", "empty batch", 0, 64, 128),
+]
+
+
+def cases(op):
+    return [case for case in CASES if case.op == op]
+
+
+def make_inputs(case, dtype, device="cpu", seed=0):
+    """Random tensors for a case, rounded to `dtype`: O(1) activations, norm weights near 1, weights scaled by fan-in."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in case.shapes.items():
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name == "norm_weight":
+            value = 1 + 0.1 * value
+        elif name.endswith("bias"):
+            value = 0.1 * value
+        elif name.endswith("weight"):
+            value = value * 1.5 / max(1, value[0].numel()) ** 0.5
+        tensors[name] = value.to(dtype).to(device)
+    return tensors
+
+
+def run(function, tensors, options, dout=None):
+    """Output and gradients by name: {"out": ..., "dx": ..., "dweight": ...}. dout: the incoming gradient."""
+    leaves = {name: t.detach().clone().requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
+    out = function(**leaves, **options)
+    results = {"out": out.detach()}
+    if dout is not None:
+        wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+        gradients = torch.autograd.grad(out, list(wanted.values()), dout.to(out.dtype), allow_unused=True)
+        results |= {
+            f"d{name}": torch.zeros_like(t) if g is None else g for (name, t), g in zip(wanted.items(), gradients, strict=True)
+        }
+    return results
+
+
+def compare(case, dtype, function, device="cpu", seed=0):
+    """Runs `function` (op without its backend argument) on a case, and holds it to the rule."""
+    tensors = make_inputs(case, dtype, device, seed)
+    plain = getattr(reference, case.op)
+    shape = plain(**tensors, **case.options).shape
+    dout = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype).to(device)
+    double = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    exact = run(plain, double, case.options, dout.double())
+    torch_own = run(plain, tensors, case.options, dout)
+    ours = run(function, tensors, case.options, dout)
+    for name, value in ours.items():
+        assert_no_worse(f"{case} {name}", value, torch_own[name], exact[name], dtype)
+
+
+def assert_no_worse(what, ours, torch_own, exact, dtype):
+    """The rule at the top of this file."""
+    assert ours.shape == exact.shape, f"{what}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
+    assert ours.dtype == torch_own.dtype, f"{what}: dtype {ours.dtype}, expected {torch_own.dtype}"
+    if exact.numel() == 0:
+        return
+    error, allowed = max_error(ours, exact), max_error(torch_own, exact)
+    bound = 2 * allowed + 4 * torch.finfo(dtype).eps * exact.abs().max().item()
+    assert error <= bound, f"{what}: error {error:.3g} above {bound:.3g} (PyTorch's own {allowed:.3g})"
+
+
+def max_error(value, exact):
+    """max|value - exact|; NaN counts as infinite."""
+    return (value.double() - exact.double()).abs().nan_to_num(nan=float("inf")).max().item()
+
+
+@contextlib.contextmanager
+def poisoned_memory():
+    """Fills uninitialised memory with NaN, so that a kernel that leaves an element unwritten is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def bytes_moved(case, dtype, backward=False):
+    """Least traffic of a call in bytes: every input read once, every output written once."""
+    size = torch.finfo(dtype).bits // 8
+    numel = {name: torch.Size(shape).numel() for name, shape in case.shapes.items()}
+    B, _, C = case.shapes["x"]
+    forward = sum(numel.values()) + B * C
+    return size * (forward if not backward else sum(numel.values()) * 2 + B * C)
+
+
+def flops(case, backward=False):
+    """Floating-point operations of the products and sums (a multiply-add counts two)."""
+    B, N, C = case.shapes["x"]
+    norm = 7 * B * N * C if "norm_weight" in case.shapes else 0
+    forward = 4 * B * N * C + norm
+    return forward if not backward else 2 * forward

@@ -1,0 +1,57 @@
+#include "isa.h"
+
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+
+namespace cct {
+namespace {
+
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+
+Isa best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+  if (avx512) return Isa::kAvx512;
+  if (avx2) return Isa::kAvx2;
+#endif
+  return Isa::kGeneric;
+}
+
+Isa parse(const std::string& name) {
+  for (int level = 0; level <= static_cast<int>(Isa::kAvx512Bf16); ++level) {
+    if (name != kNames[level]) continue;
+    TORCH_CHECK_VALUE(level <= static_cast<int>(best()), "CCT_CPU_ISA: this CPU runs ", kNames[static_cast<int>(best())],
+                      " at most, got ", name);
+    return static_cast<Isa>(level);
+  }
+  TORCH_CHECK_VALUE(false, "CCT_CPU_ISA: expected generic, avx2, avx512 or avx512_bf16, got ", name);
+}
+
+std::atomic<int> g_isa{-1};  // -1: not chosen yet
+
+}  // namespace
+
+Isa isa() {
+  int level = g_isa.load(std::memory_order_relaxed);
+  if (level < 0) {
+    const char* wish = std::getenv("CCT_CPU_ISA");
+    level = static_cast<int>(wish && *wish ? parse(wish) : best());
+    g_isa.store(level, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(level);
+}
+
+}  // namespace cct
+
+TORCH_LIBRARY_FRAGMENT(cct_kernels, m) {
+  m.def("cpu_isa() -> str", [] { return std::string(cct::kNames[static_cast<int>(cct::isa())]); });
+  m.def("set_cpu_isa(str name) -> ()", [](std::string name) { cct::g_isa = static_cast<int>(cct::parse(name)); });
+}

@@ -1,0 +1,30 @@
+// Run-time choice among the instruction sets a kernel file was compiled for. One object per set, one namespace per set.
+#pragma once
+
+namespace cct {
+
+// Ordered: a CPU that runs a level runs all before it.
+enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
+
+// The best level of this CPU, or a lower one asked for by CCT_CPU_ISA or set_isa.
+Isa isa();
+
+}  // namespace cct
+
+// CCT_DECLARE(void f(int)) declares f once in each namespace; CCT_CALL(f, 1) calls the one of isa().
+#if defined(__x86_64__)
+#define CCT_DECLARE(...)               \
+  namespace generic { __VA_ARGS__; }   \
+  namespace avx2 { __VA_ARGS__; }      \
+  namespace avx512 { __VA_ARGS__; }    \
+  namespace avx512_bf16 { __VA_ARGS__; }
+#define CCT_CALL(fn, ...)                                                  \
+  (::cct::isa() == ::cct::Isa::kAvx512Bf16 ? avx512_bf16::fn(__VA_ARGS__) \
+   : ::cct::isa() == ::cct::Isa::kAvx512   ? avx512::fn(__VA_ARGS__)      \
+   : ::cct::isa() == ::cct::Isa::kAvx2     ? avx2::fn(__VA_ARGS__)        \
+                                           : generic::fn(__VA_ARGS__))
+#else
+#define CCT_DECLARE(...) \
+  namespace generic { __VA_ARGS__; }
+#define CCT_CALL(fn, ...) generic::fn(__VA_ARGS__)
+#endif

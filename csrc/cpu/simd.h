@@ -1,0 +1,123 @@
+// Vectors of kLanes floats and the elementwise mathematics of the kernels, written once with the compiler's vector types and
+// compiled for each instruction set. CCT_ISA names the namespace; only kernel files include this header, and they include
+// no PyTorch header in such a build: a template of PyTorch compiled for AVX-512 could be linked into the baseline.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#define CCT_INLINE inline __attribute__((always_inline))
+
+namespace cct::CCT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecH __attribute__((vector_size(2 * kLanes)));
+
+struct BFloat16 {  // storage only
+  uint16_t bits;
+};
+
+CCT_INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+CCT_INLINE Vec set(float value) { return Vec{} + value; }
+
+CCT_INLINE Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+CCT_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+CCT_INLINE Vec load(const BFloat16* p) {
+  VecH half;
+  std::memcpy(&half, p, sizeof half);
+  return (Vec)(__builtin_convertvector(half, VecU) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+CCT_INLINE void store(BFloat16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &half, sizeof half);
+#else
+  VecU bits = (VecU)v;
+  VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  VecU nan = (VecU)(v != v);
+  VecH half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), VecH);
+  std::memcpy(p, &half, sizeof half);
+#endif
+}
+
+CCT_INLINE float to_float(float value) { return value; }
+CCT_INLINE float to_float(BFloat16 value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// The first n < kLanes elements, zeros behind.
+template <typename T>
+CCT_INLINE Vec load_part(const T* p, int n) {
+  T part[kLanes] = {};
+  std::memcpy(part, p, n * sizeof(T));
+  return load(part);
+}
+template <typename T>
+CCT_INLINE void store_part(T* p, Vec v, int n) {
+  T part[kLanes];
+  store(part, v);
+  std::memcpy(p, part, n * sizeof(T));
+}
+
+CCT_INLINE float sum(Vec v) {
+  float part[kLanes];
+  store(part, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+}
+
+CCT_INLINE Vec select(VecI mask, Vec yes, Vec no) { return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no)); }
+CCT_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+CCT_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+
+// exp(x), relative error below 2e-7; 0 below -87.3, inf above 88.7. Cody-Waite reduction, degree-6 polynomial on |r| <= ln2/2.
+CCT_INLINE Vec exp(Vec x) {
+  const Vec magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  Vec clamped = min(max(x, set(-87.3f)), set(88.7f));
+  Vec shifted = clamped * 1.44269504f + magic;
+  Vec n = shifted - magic;
+  Vec r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec p = set(1.38888889e-3f);
+  p = p * r + 8.33333333e-3f;
+  p = p * r + 4.16666667e-2f;
+  p = p * r + 1.66666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  // 2^n in two factors: n reaches 128
+  VecI e = (VecI)shifted - 0x4b400000;
+  VecI half = e >> 1;
+  Vec scaled = p * (Vec)((half + 127) << 23) * (Vec)((e - half + 127) << 23);
+  scaled = select(x < -87.3f, set(0.f), scaled);
+  scaled = select(x > 88.72f, set(__builtin_inff()), scaled);
+  return select(x != x, x, scaled);
+}
+
+}  // namespace cct::CCT_ISA
