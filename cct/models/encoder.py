@@ -1,0 +1,174 @@
+"""The transformer behind every tokenizer: encoder blocks, pooling, head. Modules hold parameters, the ops compute.
+
+Attribute names and their order make the state-dict keys of the published checkpoints: do not rename or reorder.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from cct_kernels import layernorm_attention, layernorm_mlp, seqpool
+from cct_kernels.checks import expect_int, expect_probability
+
+from .positional import KINDS, sine_table
+
+
+class SelfAttention(nn.Module):
+    """Parameters of the attention: qkv (3C, C) without bias, proj (C, C) with bias."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+
+class EncoderBlock(nn.Module):
+    """x <- x + s Attention(LN(x));  y = LN(x);  out = y + s MLP(y): the normalised tensor replaces the residual stream.
+
+    drop_path: probability that a sample skips a branch in training (s = 0), else s = 1 / (1 - drop_path); the two branches
+    draw independently.
+    """
+
+    def __init__(self, dim, num_heads, hidden, dropout, attention_dropout, drop_path):
+        super().__init__()
+        self.num_heads, self.dropout, self.attention_dropout, self.drop_path = num_heads, dropout, attention_dropout, drop_path
+        self.pre_norm = nn.LayerNorm(dim)
+        self.self_attn = SelfAttention(dim)
+        self.linear1 = nn.Linear(dim, hidden)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear2 = nn.Linear(hidden, dim)
+
+    def forward(self, x, mask=None, backend=None):
+        """x (B, N, C); mask (B, N) bool, True for a valid token, or None."""
+        norm, attention, dropout = self.pre_norm, self.self_attn, self.dropout if self.training else 0.0
+        x = layernorm_attention(
+            x, norm.weight, norm.bias, attention.qkv.weight, attention.proj.weight, attention.proj.bias,
+            num_heads=self.num_heads, mask=mask, attn_dropout=self.attention_dropout if self.training else 0.0,
+            dropout=dropout, drop_path_scale=self._drop_path_scale(x), backend=backend,
+        )  # fmt: skip
+        return layernorm_mlp(
+            x, self.norm1.weight, self.norm1.bias, self.linear1.weight, self.linear1.bias, self.linear2.weight,
+            self.linear2.bias, dropout=dropout, drop_path_scale=self._drop_path_scale(x), backend=backend,
+        )  # fmt: skip
+
+    def _drop_path_scale(self, x):
+        if not self.training or self.drop_path == 0.0:
+            return None
+        keep = 1.0 - self.drop_path
+        return x.new_empty(x.shape[0]).bernoulli_(keep).div_(keep)
+
+    def attention_map(self, x, mask=None):
+        """softmax(q k^T / sqrt(hd)) of this block on its input x: (B, nh, N, N), in plain PyTorch."""
+        B, N, C = x.shape
+        qkv = self.self_attn.qkv(self.pre_norm(x)).view(B, N, 3, self.num_heads, -1)
+        q, k = qkv.permute(2, 0, 3, 1, 4)[:2]
+        scores = q @ k.transpose(-2, -1) * (C // self.num_heads) ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~(mask[:, None, :, None] & mask[:, None, None, :]), -torch.finfo(scores.dtype).max)
+        return scores.softmax(-1)
+
+
+class TransformerClassifier(nn.Module):
+    """[class token,] + positional embedding, L blocks, final LayerNorm, SeqPool or class token, linear head.
+
+    sequence_length: tokens n from the tokenizer. seq_pool: pool with SeqPool; False puts a class token in front.
+    leading_row: the embedding has an unused first row (text models), so that released checkpoints load.
+    `forward` folds the final LayerNorm into the pooling; whoever normalises the tokens first pools with `normalised=True`.
+    """
+
+    def __init__(
+        self, *, sequence_length, embedding_dim, num_layers, num_heads, mlp_ratio, num_classes, dropout, attention_dropout,
+        stochastic_depth, positional_embedding, seq_pool, leading_row=False,
+    ):  # fmt: skip
+        super().__init__()
+        _check(embedding_dim, num_layers, num_heads, mlp_ratio, num_classes, positional_embedding)
+        rates = {"dropout": dropout, "attention_dropout": attention_dropout, "stochastic_depth": stochastic_depth}
+        for name, value in rates.items():
+            expect_probability("model", name, value)
+        self.embedding_dim, self.num_classes, self.seq_pool, self.dropout = embedding_dim, num_classes, seq_pool, dropout
+        self.positional_embedding, self.leading_row = positional_embedding, leading_row
+        self.grad_checkpointing = False
+        self.class_emb = None if seq_pool else nn.Parameter(torch.zeros(1, 1, embedding_dim))
+        self.positional_emb = self._positional(sequence_length + (not seq_pool))
+        if seq_pool:
+            self.attention_pool = nn.Linear(embedding_dim, 1)
+        # On the CPU in float32, whatever the default device: the published rates are these rounded values.
+        drop_paths = torch.linspace(0, stochastic_depth, num_layers, device="cpu", dtype=torch.float32).tolist()
+        hidden = int(embedding_dim * mlp_ratio)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(embedding_dim, num_heads, hidden, dropout, attention_dropout, drop_path) for drop_path in drop_paths
+        )
+        self.norm = nn.LayerNorm(embedding_dim)
+        self.fc = self._head(num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _init_linear(module)
+
+    def _positional(self, length):
+        lead = int(self.leading_row)
+        if self.positional_embedding == "none":
+            return None
+        if self.positional_embedding == "sine":
+            return nn.Parameter(F.pad(sine_table(length, self.embedding_dim), (0, 0, lead, 0)), requires_grad=False)
+        table = nn.Parameter(torch.empty(1, length + lead, self.embedding_dim))
+        return nn.init.trunc_normal_(table, std=0.2)
+
+    def _head(self, num_classes):
+        return nn.Linear(self.embedding_dim, num_classes) if num_classes else nn.Identity()
+
+    def reset_head(self, num_classes):
+        expect_int("model", "num_classes", num_classes, 0)
+        self.num_classes, self.fc = num_classes, self._head(num_classes).to(self.norm.weight)
+        if num_classes:
+            _init_linear(self.fc)
+
+    def embed(self, x, mask=None):
+        """Tokens (B, n, C) and their mask -> input of the first block (B, N, C) and its mask (B, N)."""
+        if self.class_emb is not None:
+            x = torch.cat([self.class_emb.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
+            mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
+        if self.positional_emb is not None:
+            lead = int(self.leading_row)
+            x = x + self.positional_emb[:, lead : lead + x.shape[1]].to(x.dtype)
+        return F.dropout(x, self.dropout, self.training), mask
+
+    def encode(self, x, mask=None, backend=None):
+        """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""
+        x, mask = self.embed(x, mask)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, backend, use_reentrant=False)
+            else:
+                x = block(x, mask, backend)
+        return x
+
+    def pool(self, x, backend=None, *, normalised):
+        """(B, N, C) -> (B, C); the final LayerNorm is applied on the way unless x is `normalised` already."""
+        if not self.seq_pool:
+            return x[:, 0] if normalised else self.norm(x[:, 0])
+        norm = {} if normalised else {"norm_weight": self.norm.weight, "norm_bias": self.norm.bias, "eps": self.norm.eps}
+        return seqpool(x, self.attention_pool.weight, self.attention_pool.bias, **norm, backend=backend)
+
+    def forward(self, x, mask=None, backend=None):
+        return self.fc(self.pool(self.encode(x, mask, backend), backend, normalised=False))
+
+
+def _init_linear(module):
+    nn.init.trunc_normal_(module.weight, std=0.02)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _check(embedding_dim, num_layers, num_heads, mlp_ratio, num_classes, positional_embedding):
+    for name, value, least in (
+        ("embedding_dim", embedding_dim, 1), ("num_layers", num_layers, 1), ("num_heads", num_heads, 1),
+        ("num_classes", num_classes, 0),
+    ):  # fmt: skip
+        expect_int("model", name, value, least)
+    if embedding_dim % num_heads:
+        raise ValueError(f"model: num_heads is {num_heads}; expected a divisor of embedding_dim={embedding_dim}")
+    if not isinstance(mlp_ratio, (int, float)) or embedding_dim * mlp_ratio < 1:
+        raise ValueError(f"model: mlp_ratio is {mlp_ratio!r}; expected a positive number")
+    if positional_embedding not in KINDS:
+        raise ValueError(f"model: positional_embedding is {positional_embedding!r}; expected one of {', '.join(KINDS)}")

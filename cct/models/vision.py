@@ -1,0 +1,123 @@
+"""Vision families: ViT-Lite, CVT and CCT ("Escaping the Big Data Paradigm with Compact Transformers", section 3)."""
+
+from typing import ClassVar
+
+from torch import nn
+
+from cct_kernels.checks import pair, shape_text
+
+from .arguments import keyword_arguments
+from .base import CompactTransformer
+from .positional import resize, sine_table
+from .tokenizers import ConvTokenizer, PatchTokenizer
+
+
+class VisionModel(CompactTransformer):
+    """Images (B, in_chans, h, w) to logits. `img_size`: (h, w); `grid_size`: tokens (down, across)."""
+
+    aliases: ClassVar = {**CompactTransformer.aliases, "in_chans": "n_input_channels"}
+
+    def __init__(self, tokenizer, fused):
+        img_size = pair(self.config["name"], "img_size", self.config["kwargs"]["img_size"], 1)
+        grid = tokenizer.sizes(img_size)[-1][1]
+        super().__init__(fused, grid[0] * grid[1], tokenizer=tokenizer)
+        self.in_chans = self.config["kwargs"]["n_input_channels"]
+        self._set_size(img_size, grid)
+
+    def _set_size(self, img_size, grid):
+        self.img_size, self.grid_size = img_size, grid
+        self.config["kwargs"]["img_size"] = list(img_size)
+
+    def _input_size(self):
+        return (self.in_chans, *self.img_size)
+
+    def set_input_size(self, img_size):
+        """Change `img_size`; a learnable embedding is resized (bilinear), a sine one recomputed for the new length."""
+        img_size = pair(self.config["name"], "img_size", img_size, 1)
+        grid, classifier = self.tokenizer.sizes(img_size)[-1][1], self.classifier
+        if (old := classifier.positional_emb) is not None and grid != self.grid_size:
+            cls = int(not classifier.seq_pool)
+            if classifier.positional_embedding == "sine":
+                table = sine_table(grid[0] * grid[1] + cls, self.num_features)
+            else:
+                table = resize(old.detach(), self.grid_size, grid, cls)
+            classifier.positional_emb = nn.Parameter(table.to(old), requires_grad=old.requires_grad)
+        self._set_size(img_size, grid)
+
+    def tokens(self, x, mask=None, backend=None):
+        name = self.config["name"]
+        if mask is not None:
+            raise ValueError(f"{name}: mask is given; expected none, only text models take one")
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"{name}: input has shape {shape_text(x.shape)}; expected (batch, {self.in_chans}, {self.img_size[0]}, "
+                f"{self.img_size[1]}); for another number of channels build the model with in_chans="
+            )
+        size = (x.shape[2], x.shape[3])
+        kind = self.classifier.positional_embedding
+        if kind == "none":
+            self.tokenizer.sizes(size)  # raises for a size that leaves no token or cuts a patch
+        elif size != self.img_size:
+            raise ValueError(
+                f"{name}: input is {size[0]} x {size[1]}; expected img_size {self.img_size[0]} x {self.img_size[1]}, the size "
+                f"of the {kind} positional embedding. Resize the images, build the model with img_size=({size[0]}, {size[1]}) "
+                f"(weights load with the embedding resized), call model.set_input_size(({size[0]}, {size[1]})), or build it "
+                f"with positional_embedding='none', which takes any size"
+            )
+        return self.tokenizer(x, backend), None
+
+
+class CCT(VisionModel):
+    """Compact Convolutional Transformer: n_conv_layers x [conv -> ReLU -> max-pool], encoder, SeqPool.
+
+    Args:
+        img_size: int or (height, width), pixels.
+        embedding_dim: C; num_heads divides it. mlp_ratio: hidden width of the MLP is int(C * mlp_ratio).
+        n_input_channels: of the image (timm: in_chans).
+        kernel_size, stride, padding: of each convolution; None gives stride max(1, k//2 - 1), padding max(1, k//2).
+        pooling_kernel_size, pooling_stride, pooling_padding: of the max-pooling.
+        dropout: probability after the embedding, the attention projection, GELU and the MLP; attention_dropout: on the
+            attention weights; stochastic_depth: of the last block, growing linearly from 0 (timm: drop_path_rate).
+        num_classes: 0 leaves the head out.
+        positional_embedding: "learnable", "sine" or "none" (any input size).
+        fused: True, False or "strict", see `CompactTransformer`.
+
+    Raises: TypeError for an unknown argument; ValueError for a wrong value, naming it.
+    Source: paper, sections 3.3 and 3.4, and the official code, whose defaults these are.
+    """
+
+    @keyword_arguments
+    def __init__(
+        self, img_size=224, embedding_dim=768, n_input_channels=3, n_conv_layers=1, kernel_size=7, stride=None, padding=None,
+        pooling_kernel_size=3, pooling_stride=2, pooling_padding=1, dropout=0.0, attention_dropout=0.1, stochastic_depth=0.1,
+        num_layers=14, num_heads=6, mlp_ratio=4.0, num_classes=1000, positional_embedding="learnable", fused=True,
+    ):  # fmt: skip
+        tokenizer = ConvTokenizer(
+            n_input_channels, embedding_dim, kernel_size, stride, padding, n_conv_layers,
+            (pooling_kernel_size, pooling_stride, pooling_padding),
+        )  # fmt: skip
+        super().__init__(tokenizer, fused)
+
+
+class PatchModel(VisionModel):
+    """Patches of kernel_size x kernel_size pixels (also: patch_size) through one linear layer."""
+
+    aliases: ClassVar = {**VisionModel.aliases, "patch_size": "kernel_size"}
+
+    @keyword_arguments
+    def __init__(
+        self, img_size=224, embedding_dim=768, n_input_channels=3, kernel_size=16, dropout=0.0, attention_dropout=0.1,
+        stochastic_depth=0.1, num_layers=14, num_heads=6, mlp_ratio=4.0, num_classes=1000, positional_embedding="learnable",
+        fused=True,
+    ):  # fmt: skip
+        super().__init__(PatchTokenizer(n_input_channels, embedding_dim, kernel_size), fused)
+
+
+class CVT(PatchModel):
+    """Compact Vision Transformer: patches, encoder, SeqPool. Arguments as `CCT`; kernel_size is the side of a patch."""
+
+
+class ViTLite(PatchModel):
+    """ViT-Lite: patches, class token, encoder, the class token read out. Arguments as `CCT`; kernel_size: side of a patch."""
+
+    seq_pool = False
