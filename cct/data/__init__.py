@@ -13,5 +13,6 @@ from . import batches, images
 from .augment import Augment
 from .dataset import DataError, DataSet, Split
 from .readers import NAMES, load
+from .report import Report, check
 
-__all__ = ["NAMES", "Augment", "DataError", "DataSet", "Split", "batches", "images", "load"]
+__all__ = ["NAMES", "Augment", "DataError", "DataSet", "Report", "Split", "batches", "check", "images", "load"]

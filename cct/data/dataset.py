@@ -68,7 +68,7 @@ class DataSet:
 
     @property
     def augment(self) -> Augment:
-        """The usual augmentation: zero padding 4 at 32 pixels (paper-spec 3.1), in proportion elsewhere, and flips."""
+        """Random crops with zero padding 4 at 32 pixels, as in the official CIFAR script, in proportion elsewhere; flips."""
         return Augment(crop_padding=min(self.img_size) // 8, flip=self.flip)
 
     @property

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 
-from . import digits
+from . import cifar, digits, folder, mnist
 from .dataset import DataError, DataSet
 from .draws import stratified
+from .files import roots
 
-NAMES = ("digits",)
+FILE_READERS = {"mnist": mnist, "fashion_mnist": mnist, "cifar10": cifar, "cifar100": cifar}
+NAMES = ("digits", *FILE_READERS, "folder")
 
 
 def load(name: str, data_dir=None, *, img_size=None, val_split: float | None = None, download: bool = True) -> DataSet:
     """Read a data set into memory, checked.
 
-    name: one of `NAMES`. data_dir: where its files are; without it $CCT_DATA and ~/.cache/cct/data are searched.
+    name: one of `NAMES`. data_dir: the folder of its files; else, or where it lacks them, $CCT_DATA and ~/.cache/cct/data are
+    searched, and what is missing is downloaded if `download`. `folder` reads the images of data_dir itself.
     img_size: int or (H, W) of the images; None for the size usual for the set.
-    val_split: this part of every training class is held out as `val`, always the same images. download: fetch missing files.
+    val_split: this part of every training class is held out as `val`, always the same images.
     Raises DataError that names the file or argument and the fix.
     """
-    if name not in NAMES:
+    size = _size(img_size)
+    if name == "digits":
+        data = digits.load(size or digits.DEFAULT_SIZE)
+    elif name == "folder":
+        if not data_dir:
+            raise DataError("folder: data_dir is missing; give the folder of images, laid out DIR/train/CLASS/*.png")
+        data = folder.load(Path(data_dir).expanduser(), size)
+    elif name in FILE_READERS:
+        data = FILE_READERS[name].load(name, roots(data_dir), size, download)
+    else:
         near = difflib.get_close_matches(str(name), NAMES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DataError(f"data set {name!r} is unknown; {hint}known are {', '.join(NAMES)}")
-    data = digits.load(_size(img_size) or digits.DEFAULT_SIZE)
     return data if val_split is None else _hold_out(data, val_split)
 
 
@@ -45,7 +57,5 @@ def _hold_out(data: DataSet, fraction) -> DataSet:
     if data.val is not None:
         raise DataError(f"{data.source}: val_split is {fraction}, but there is a val split already; leave val_split out")
     kept, held = stratified(data.train.labels, fraction)
-    if not len(kept):
-        raise DataError(f"val_split is {fraction}; nothing would be left to train on")
     split = f"{data.split}; {len(held)} of train held out for validation"
     return replace(data, train=data.train.subset(kept), val=data.train.subset(held), split=split)
