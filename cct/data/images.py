@@ -78,9 +78,9 @@ def fit(image: Image.Image, size, interpolation="bicubic", crop_pct=1.0, pad=0) 
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """uint8 (channels, H, W)."""
+    """A copy as uint8 (channels, H, W)."""
     array = np.asarray(image)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
 def fit_all(images: torch.Tensor, size, pad=0) -> torch.Tensor:
