@@ -1,0 +1,92 @@
+"""Compiles what an op would launch, for a GPU that need not be here.
+
+    for kernel in compiled("sm_90", case, torch.bfloat16):
+        print(kernel.name, resources(kernel))
+
+The op runs forward and backward on meta tensors, and each of its launches becomes a compilation with exactly the constants, the
+divisibility attributes and the options it would have on that GPU.
+"""
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import cct_kernels
+
+from .. import dispatch, testing
+from . import launch
+
+
+class _Driver:
+    """Stands where triton expects the driver of a GPU; answers what a compilation asks."""
+
+    def __init__(self, arch):
+        self.arch = arch
+
+    def get_current_device(self):
+        return self.arch  # the key of triton's cache of compiled kernels
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", int(self.arch.removeprefix("sm_")), 32)
+
+
+def compiled(arch, case, dtype, backward=True):
+    """The distinct kernels that a case of testing.py launches on `arch`, in the order of their launches."""
+    kernels = []
+
+    def compile_instead(self, grid):
+        def call(*args, **options):
+            kernel = self.run(*args, grid=grid, warmup=True, **options)
+            if kernel not in kernels:
+                kernels.append(kernel)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+
+        def replace(target, name, value):
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, value)
+
+        replace(JITFunction, "__getitem__", compile_instead)
+        replace(triton.runtime.driver, "_active", _Driver(arch))
+        replace(launch, "architecture", lambda device: arch)
+        replace(launch, "LAUNCH_ON_META", True)
+        replace(dispatch, "machine_why_not", lambda backend: None)
+        replace(dispatch, "TABLE", dispatch.TABLE | {(case.op, "meta"): ("triton",)})
+
+        def op(**arguments):
+            return getattr(cct_kernels, case.op)(**arguments, backend="triton")
+
+        tensors = testing.make_inputs(case, dtype, "meta")
+        out = op(**tensors, **case.options)
+        if backward:
+            testing.run(op, tensors, case.options, torch.empty_like(out))
+    return kernels
+
+
+def resources(kernel):
+    """registers, stack and local memory (bytes a thread; spills lie there) and shared memory (bytes a program) of a kernel."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(kernel.asm["cubin"])
+        text = subprocess.run([tool, "--dump-resource-usage", path], check=True, capture_output=True, text=True).stdout
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return {
+        "registers": int(used["REG"]),
+        "stack": int(used["STACK"]),
+        "local": int(used["LOCAL"]),
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+    }

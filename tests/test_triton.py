@@ -1,0 +1,57 @@
+"""The Triton kernels without a GPU: parity under the interpreter, and compilation ahead of time."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cct_kernels
+from cct_kernels import testing
+from cct_kernels.testing import make_inputs
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+INTERPRETER = Path(__file__).with_name("triton_interpreter.py")
+NAMES = {f"{case}": case for case in testing.CASES}
+COMPILED = [  # the shapes of the paper in the dtype of training, one in float32, one with no size a power of two
+    ("seqpool-B2_N256_C256", torch.bfloat16),
+    ("seqpool-B2_N256_C256", torch.float32),
+    ("seqpool-B2_N63_C200", torch.float16),
+]
+
+
+@pytest.mark.parametrize("op", ["seqpool"])
+def test_under_the_interpreter(op):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", str(INTERPRETER), "-k", op]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("name", "dtype"), COMPILED, ids=lambda p: str(p).removeprefix("torch."))
+def test_compiles_without_spills(name, dtype, arch):
+    from cct_kernels.triton import aot, launch
+
+    kernels = aot.compiled(arch, NAMES[name], dtype)
+    assert kernels
+    for kernel in kernels:
+        used = aot.resources(kernel)
+        assert used["stack"] == used["local"] == 0, f"{kernel.name} spills: {used}"
+        assert used["registers"] <= 255 and used["shared"] <= launch.SHARED_MEMORY[arch], f"{kernel.name}: {used}"
+
+
+def test_rows_of_the_tables():
+    from cct_kernels.triton import launch
+
+    capabilities = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
+    assert [launch.row(c) for c in capabilities] == ["sm_80", "sm_86", "sm_86", "sm_90", "sm_100", "sm_100", "sm_86"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: test_seqpool.py runs the kernels on it")
+def test_says_why_it_cannot_run():
+    tensors = make_inputs(NAMES["seqpool-B2_N63_C200"], torch.float32)
+    with pytest.raises(ValueError, match="seqpool: backend 'triton' does not run on cpu tensors"):
+        cct_kernels.seqpool(**tensors, backend="triton")

@@ -1,0 +1,77 @@
+"""Parity of the Triton kernels on CPU tensors, under triton's interpreter.
+
+The interpreter must be chosen before triton is imported and holds for the whole process, so pytest does not collect this file:
+test_triton.py runs it in a process of its own. By hand: `TRITON_INTERPRET=1 pytest tests/triton_interpreter.py`.
+bfloat16 is absent: the interpreter computes it wrongly, without a word. Programs run one by one in numpy: small cases only.
+"""
+
+import os
+
+import pytest
+import torch
+
+import cct_kernels
+from cct_kernels import dispatch, testing
+from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before pytest starts"
+for op, device in list(dispatch.TABLE):
+    if device == "cpu" and "triton" in dispatch.TABLE[op, "cuda"]:
+        dispatch.TABLE[op, "cpu"] += ("triton",)
+
+DTYPES = [torch.float32, torch.float16]
+LARGEST = 70_000  # elements of x
+
+
+def small_cases(op):
+    return [case for case in testing.cases(op) if torch.Size(case.shapes["x"]).numel() <= LARGEST]
+
+
+def on_triton(op):
+    return lambda **arguments: getattr(cct_kernels, op)(**arguments, backend="triton")
+
+
+def parity(*ops):
+    """Parameters: every small case of the ops in both dtypes."""
+    return pytest.mark.parametrize(
+        ("case", "dtype"),
+        [pytest.param(c, d, id=f"{c}-{str(d)[6:]}") for op in ops for c in small_cases(op) for d in DTYPES],
+    )
+
+
+@parity("seqpool")
+def test_parity(case, dtype):
+    with poisoned_memory():
+        compare(case, dtype, on_triton(case.op))
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "norm_weight", "norm_bias"])
+def test_seqpool_non_contiguous(name):
+    tensors = make_inputs(testing.cases("seqpool")[3], torch.float32)
+    plain = run(on_triton("seqpool"), tensors, {}, torch.ones(2, 200))
+    tensors[name] = torch.stack([tensors[name], tensors[name] + 1], -1)[..., 0]
+    strided = run(on_triton("seqpool"), tensors, {}, torch.ones(2, 200))
+    assert all(torch.equal(plain[key], strided[key]) for key in plain)
+
+
+def test_seqpool_one_program_an_image(monkeypatch):
+    """With more images than the GPU holds, an image is no longer split: the other half of the kernels."""
+    from cct_kernels.triton import launch
+
+    monkeypatch.setitem(launch.PROGRAMS, "sm_90", 1)
+    for case in (testing.cases("seqpool")[3], testing.cases("seqpool")[7]):
+        compare(case, torch.float32, on_triton("seqpool"))
+
+
+@pytest.mark.parametrize("op", ["seqpool"])
+def test_operators(op):
+    """Schema, fake kernel and aliasing of both operators; a full-graph compilation through the public op."""
+    case = small_cases(op)[-2]
+    tensors = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float32).items()}
+    function = on_triton(op)
+    compiled = torch.compile(lambda t: function(**t, **case.options), fullgraph=True, backend="aot_eager")
+    eager, traced = function(**tensors, **case.options), compiled(tensors)
+    torch.testing.assert_close(traced, eager)
+    wanted = list(tensors.values())
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), wanted) for out in (eager, traced)), strict=True):
+        torch.testing.assert_close(a, b)
