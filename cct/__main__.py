@@ -1,0 +1,7 @@
+"""`python -m cct` is the `cct` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,68 @@
+"""The `cct` command: its sub-commands are the modules of cct.commands, each with `add(subparsers)` and `run(args)`.
+
+Exit codes: 0 done; 1 the run could not go on (loss not finite, disk full); 2 wrong usage or input; 130 and 143 stopped by
+SIGINT or SIGTERM with everything saved.
+"""
+
+import argparse
+import os
+import sys
+
+from cct.commands import data, evaluate, info, predict, train
+from cct.commands.parser import Parser
+
+COMMANDS = (train, evaluate, predict, info, data)
+
+EPILOG = """
+examples:
+  cct train                                        train on 1,438 real handwritten digits, no download, a minute
+  cct train --data cifar10 --data-dir ~/data       train on CIFAR-10
+  cct train ~/photos                               train on a folder with one sub-folder for each class
+  cct predict runs/.../best.safetensors cat.png    what is on this picture?
+
+`cct COMMAND --help` shows every option, with examples.
+"""
+
+
+def main(argv=None):
+    """Run the command; returns the exit code."""
+    parser = Parser(
+        prog="cct",
+        description="Train, evaluate and use Compact Transformers (ViT-Lite, CVT, CCT).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        command.add(subparsers)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"cct {args.command}: {error}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error):
+    """The exit code for an error that is the user's to mend, or None for one that is ours."""
+    from cct.data import DataError
+    from cct.models import CheckpointError
+    from cct.training.config import ConfigError
+    from cct.training.run_folder import RunError
+    from cct_kernels import BackendError
+
+    if isinstance(error, RunError):
+        return 1
+    return 2 if isinstance(error, ConfigError | DataError | CheckpointError | BackendError) else None

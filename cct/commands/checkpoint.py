@@ -1,0 +1,25 @@
+"""A checkpoint from the command line: a .safetensors of ours, an official .pth, or a run folder."""
+
+from pathlib import Path
+
+from cct.models.checkpoints import load_checkpoint
+from cct.training.config import ConfigError
+from cct.training.setup import make_model
+
+
+def open_checkpoint(path, model_name=None):
+    """(model in evaluation mode, the configuration beside its weights or {}) of a file, or of the best weights of a run.
+
+    model_name: for files that do not say which model they hold. Raises ConfigError or CheckpointError naming the file.
+    """
+    path = Path(path)
+    path = path / "best.safetensors" if path.is_dir() else path
+    config = load_checkpoint(path)[1] or {}
+    recorded = config.get("model", {})
+    name = model_name or recorded.get("name")
+    if name is None:
+        raise ConfigError(f"{path}: does not say which model it holds; name it with --model (see `cct info`)")
+    model = make_model(name, pretrained=str(path), **({} if model_name else recorded.get("kwargs", {})))
+    if not hasattr(model, "img_size"):
+        raise ConfigError(f"{path}: holds {name}, a text model; this command takes image models")
+    return model.eval(), config

@@ -1,0 +1,123 @@
+"""The folder of a run: its name, its files, and the state that an interrupted run goes on from."""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import itertools
+import os
+import pickle
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from cct.models.checkpoints import write_atomically
+
+from .config import Config, ConfigError
+
+STATE, PREVIOUS = "resume.pt", "resume.previous.pt"
+FORMAT = 1  # of the resume state
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on or save; the message says what is kept and what to do."""
+
+
+def create(output, data, model):
+    """A new, empty run folder: `output`, or the first free runs/DATA-MODEL-DATE-N.
+
+    Raises ConfigError when `output` holds a run or other files: nothing is ever overwritten without --resume.
+    """
+    if output is not None:
+        folder = Path(output)
+        if folder.is_dir() and any(folder.iterdir()):
+            hint = f"continue it with --resume {output}, or choose" if has_state(folder) else "choose"
+            raise ConfigError(f"--output {output}: the folder is not empty; {hint} another --output")
+        return _make(folder)
+    stem = f"{data}-{model}-{datetime.date.today():%Y-%m-%d}"
+    for n in itertools.count(1):
+        with contextlib.suppress(FileExistsError):  # its number is taken, perhaps just now
+            return _make(Path("runs") / f"{stem}-{n}", exist_ok=False)
+
+
+def _make(folder, exist_ok=True):
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise ConfigError(f"--output {folder}: cannot make this folder ({error.strerror}); choose another --output") from None
+    return folder
+
+
+def write_config(folder, config):
+    """config.yaml: the resolved configuration, which `cct train -c` runs again in another folder."""
+    with saving(folder):
+        text = dataclasses.replace(config, output=None).to_yaml()
+        write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def saving(folder):
+    """What goes wrong while saving (a full disk, a lost folder) becomes a RunError of one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        problem = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+        then = f"go on with: cct train --resume {folder} (the last save is whole)" if has_state(folder) else "start it again"
+        raise RunError(f"cannot save to {folder}: {problem}. Mend that, then {then}") from error
+
+
+def has_state(folder):
+    """Whether the folder holds a state to resume from."""
+    return any((Path(folder) / name).is_file() for name in (STATE, PREVIOUS))
+
+
+def save_state(folder, state):
+    """Write the resume state; the one before it stays as resume.previous.pt, and one of the two is whole at any moment."""
+    buffer = BytesIO()  # torch.save to a file hides the reason of a failure
+    torch.save({"format": FORMAT, **state}, buffer)
+    path = Path(folder) / STATE
+
+    def write(temporary):
+        temporary.write_bytes(buffer.getbuffer())
+        if path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
+
+    write_atomically(path, write)
+
+
+def load_state(folder):
+    """The newest whole resume state of the folder: (state, note), note says that the previous one was taken, or is None.
+
+    Raises ConfigError when there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"--resume {folder}: no such folder")
+    if not has_state(folder):
+        raise ConfigError(f"--resume {folder}: no {STATE} in it, so this is not the folder of a run")
+    problems = []
+    for path in (folder / STATE, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            problems.append(f"{path} is damaged ({str(error).splitlines()[0][:80]})")
+            continue
+        if state.get("format") != FORMAT:
+            raise ConfigError(f"{path}: has format {state.get('format')}; this version of cct-kernels reads {FORMAT}")
+        for rest in folder.glob(".*.tmp"):  # of a save that was killed
+            rest.unlink()
+        return state, "; ".join([*problems, f"going on from {path}"]) if problems else None
+    problems.append(f"start again, from the weights if they are whole: --pretrained {folder / 'last.safetensors'}")
+    raise ConfigError("; ".join(problems))
+
+
+def restored_config(state, overrides):
+    """The Config that a resume state was written under, with a few fields told anew."""
+    return Config(**{**state["config"], **overrides})

@@ -1,0 +1,316 @@
+"""The training loop on a handful of real digits: files, resuming to the same bits, and everything that can stop a run."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import cct.data
+from cct.models import create_model
+from cct.models.checkpoints import load_checkpoint
+from cct.reports.curves import read_metrics
+from cct.training import loop, run_folder
+from cct.training.config import ConfigError, resolve
+from cct.training.loop import resume, train
+from cct.training.progress import Log
+from cct.training.run_folder import RunError
+
+TINY = {"embedding_dim": 32, "num_layers": 1, "num_heads": 1, "n_conv_layers": 1}
+STEPS = 3  # in an epoch of 48 images
+
+
+@pytest.fixture(scope="module")
+def digits():
+    whole = cct.data.load("digits", img_size=8)
+    return dataclasses.replace(whole, train=whole.train.subset(slice(0, 48)), test=whole.test.subset(slice(0, 40)))
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch, digits):
+    def load(name, data_dir, *, img_size, val_split):
+        val = digits.test.subset(slice(0, 20)) if val_split else None
+        return dataclasses.replace(digits, val=val)
+
+    monkeypatch.setattr(cct.data, "load", load)
+
+
+class Quiet(Log):
+    """Collects the lines; `at` maps a number of steps to a function called after that many."""
+
+    def __init__(self, at=None):
+        super().__init__(Console(file=io.StringIO()))
+        self.lines, self.at, self.steps = [], at or {}, 0
+
+    def line(self, text):
+        self.lines.append(text)
+
+    def step(self, epoch, epochs):
+        self.steps += 1
+        self.at.get(self.steps, lambda: None)()
+
+
+def configure(folder, **flags):
+    given = {
+        "epochs": 3,
+        "batch_size": 16,
+        "threads": 1,
+        "lr": 3e-3,
+        "model_kwargs": TINY,
+        "output": str(folder),
+        "device": "cpu",
+    }
+    return resolve({**given, **flags})
+
+
+def weights(folder, name="last"):
+    return load_checkpoint(Path(folder) / f"{name}.safetensors")[0]
+
+
+def assert_same_run(one, other):
+    """Bitwise equal weights and equal metrics, the times apart."""
+    names = sorted(path.name for path in Path(one).glob("*.safetensors"))
+    assert names == sorted(path.name for path in Path(other).glob("*.safetensors"))
+    for name in names:
+        a, b = (weights(folder, name.removesuffix(".safetensors")) for folder in (one, other))
+        assert list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a), name
+    timeless = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(Path(folder) / "metrics.csv")]
+        for folder in (one, other)
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) > 0
+
+
+def interrupted(config, step, number=signal.SIGTERM):
+    return train(config, log=Quiet({step: lambda: os.kill(os.getpid(), number)}))
+
+
+def test_run_folder(tmp_path):
+    log = Quiet()
+    config = configure(tmp_path / "run", model_ema=True)
+    result = train(config, log=log)
+    files = {path.name for path in result.folder.iterdir()}
+    names = {f"{name}.{end}" for name in ("best", "last", "ema") for end in ("safetensors", "json")}
+    assert files == names | {"config.yaml", "metrics.csv", "metrics.jsonl", "curve.png", "resume.pt", "resume.previous.pt"}
+    assert (result.folder / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    rows = read_metrics(result.folder / "metrics.csv")
+    assert rows == [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()] == result.rows
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    best = json.loads((result.folder / "best.json").read_text())
+    assert best["metrics"]["test_top1"] == max(row["test_top1"] for row in rows)
+    model = create_model(best["model"]["name"], **best["model"]["kwargs"])
+    model.load_state_dict(weights(result.folder, "best"))
+    sentence = r"digits test top-1 \d+\.\d\d % \(epoch 3, best \d+\.\d\d % at epoch [123], moving average \d+\.\d\d %\)"
+    assert re.fullmatch(sentence, result.sentence) and result.sentence in log.lines
+    assert any("effective batch 16" in line and "3 epochs of 3 steps = 9 steps" in line for line in log.lines)
+    assert any(line.startswith("kernels") and "seqpool" in line for line in log.lines)
+    again = resolve({"output": str(tmp_path / "again")}, result.folder / "config.yaml")
+    assert_same_run(result.folder, train(again, log=Quiet()).folder)
+
+
+@pytest.fixture(scope="module")
+def extras():
+    return {"model_ema": True, "clip_grad": 0.5, "amp": "bf16", "crop_padding": 1, "save_seconds": 3600}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, digits, extras):
+    """A run with everything on that nothing stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cct.data, "load", lambda *args, **kwargs: digits)
+        return train(configure(tmp_path_factory.mktemp("whole") / "run", **extras), log=Quiet()).folder
+
+
+@pytest.mark.parametrize("step", range(1, 3 * STEPS + 1))
+def test_a_signal_at_any_step_then_resume_is_bit_exact(tmp_path, whole_run, extras, step):
+    number = (signal.SIGTERM, signal.SIGINT)[step % 2]
+    before = signal.getsignal(number)
+    result = interrupted(configure(tmp_path / "run", **extras), step, number)
+    assert signal.getsignal(number) is before
+    if step < 3 * STEPS:
+        assert result.exit_code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+        expected = f"stopped by {number.name} in epoch {(step - 1) // STEPS + 1} after step {(step - 1) % STEPS + 1} of 3"
+        assert result.sentence.startswith(expected) and f"cct train --resume {tmp_path / 'run'}" in result.sentence
+    final = resume(tmp_path / "run", log=Quiet())
+    assert final.exit_code == 0 and len(final.rows) == 3
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_resuming_a_finished_run_says_its_result_again(whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "copy")
+    log = Quiet()
+    assert resume(folder, log=log).sentence in log.lines and log.steps == 0
+    assert_same_run(folder, whole_run)
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, whole_run, extras):
+    folder = interrupted(configure(tmp_path / "run", **extras), 5).folder
+    state = folder / run_folder.STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    (folder / ".best.safetensors.123.tmp").write_bytes(b"left by a kill")
+    log = Quiet()
+    resume(folder, log=log)
+    assert any("resume.pt is damaged" in line and "going on from" in line for line in log.lines)
+    assert not list(folder.glob(".*.tmp"))
+    assert_same_run(folder, whole_run)
+    for name in (run_folder.STATE, run_folder.PREVIOUS):
+        (folder / name).write_bytes(b"nothing")
+    with pytest.raises(
+        ConfigError, match=r"resume\.pt is damaged .*; .*resume\.previous\.pt is damaged .*--pretrained .*last\.safet"
+    ):
+        resume(folder, log=Quiet())
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    torch.save({"format": 99}, tmp_path / run_folder.STATE)
+    with pytest.raises(ConfigError, match="has format 99"):
+        resume(tmp_path)
+
+
+def test_saving_by_time_inside_an_epoch(tmp_path, monkeypatch):
+    saved = []
+    real = run_folder.save_state
+    monkeypatch.setattr(run_folder, "save_state", lambda folder, state: (saved.append(state["step"]), real(folder, state)))
+    train(configure(tmp_path / "run", epochs=1, save_seconds=0), log=Quiet())
+    assert saved == [0, 1, 2, 3, 0]
+
+
+def test_what_a_resume_may_change(tmp_path):
+    folder = interrupted(configure(tmp_path / "run"), 1).folder
+    with pytest.raises(ConfigError, match=r"epochs, lr cannot change.*--pretrained .*last\.safetensors"):
+        resume(folder, {"lr": 1, "epochs": 5})
+    assert resume(folder, {"threads": 1, "save_seconds": 5}, log=Quiet()).exit_code == 0
+    with pytest.raises(ConfigError, match="no such folder"):
+        resume(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"no resume\.pt in it"):
+        resume(tmp_path)
+
+
+def test_never_overwrites(tmp_path, monkeypatch):
+    folder = train(configure(tmp_path / "run", epochs=1), log=Quiet()).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match=r"not empty; continue it with --resume .*, or choose another --output"):
+        train(configure(folder), log=Quiet())
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="not empty; choose another"):
+        run_folder.create(tmp_path, "digits", "m")
+    with pytest.raises(ConfigError, match=r"cannot make this folder \(Not a directory\)"):
+        run_folder.create(folder / "config.yaml" / "x", "digits", "m")
+    monkeypatch.chdir(tmp_path)
+    made = [run_folder.create(None, "digits", "m") for _ in range(3)]
+    assert [re.fullmatch(r"digits-m-\d{4}-\d\d-\d\d-(\d)", path.name)[1] for path in made] == ["1", "2", "3"]
+
+
+def poison(step, value):
+    """cross_entropy that gives `value` at one step of the run."""
+    calls, real = [], loop.cross_entropy
+
+    def poisoned(logits, *args):
+        calls.append(None)
+        return real(logits, *args) * (value if len(calls) == step else 1)
+
+    return poisoned
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(loop, "cross_entropy", poison(STEPS + 2, value))
+    with pytest.raises(RunError) as error:
+        train(configure(tmp_path / "run", save_seconds=0), log=Quiet())
+    text = str(error.value)
+    assert f"the loss is {value} at step 2 of 3 in epoch 2, learning rate" in text
+    assert "--lr 1.0e-03" in text and "--clip-grad" in text and "Nothing was overwritten" in text
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+    state, _ = run_folder.load_state(tmp_path / "run")
+    assert (state["epoch"], state["step"]) == (1, 1) and len(read_metrics(tmp_path / "run" / "metrics.csv")) == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    def spoil():
+        with torch.no_grad():
+            next(run.model.parameters()).fill_(float("nan"))
+
+    config = configure(tmp_path / "run", epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "go", lambda self: self)
+        run = train(config)
+    run.log = Quiet({2 * STEPS: spoil})
+    with pytest.raises(RunError, match="the test loss is not finite at step 3 of 3 in epoch 2"):
+        run.go()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+    with pytest.raises(RunError, match="a weight is not finite"):
+        run.save()
+    assert all(torch.isfinite(t).all() for t in run_folder.load_state(tmp_path / "run")[0]["model"].values())
+
+
+def test_a_full_disk_leaves_the_last_save_whole(tmp_path, monkeypatch, whole_run, extras):
+    real = Path.write_bytes
+
+    def full(path, data):
+        real(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Quiet({5: lambda: monkeypatch.setattr(Path, "write_bytes", full)})
+    with pytest.raises(RunError) as error:
+        train(configure(tmp_path / "run", **extras), log=log)
+    folder = tmp_path / "run"
+    advice = f"go on with: cct train --resume {folder} (the last save is whole)"
+    assert str(error.value) == f"cannot save to {folder}: the disk is full. Mend that, then {advice}"
+    assert not list((tmp_path / "run").glob(".*"))
+    monkeypatch.setattr(Path, "write_bytes", real)
+    resume(tmp_path / "run", log=Quiet())
+    assert_same_run(tmp_path / "run", whole_run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if made.returncode:
+        pytest.skip("may not mount a small disk here (not root)")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("room", [20_000, 120_000, 200_000, 400_000])
+def test_a_really_full_disk(small_disk, room, whole_run, extras):
+    """Room for nothing, for the state, for some of the weights: each time the message is one line and a resume goes on."""
+
+    def fill():
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(max(0, free - room)))
+
+    log = Quiet({1: fill})
+    with pytest.raises(RunError, match=r"cannot save to .*: the disk is full\. Mend that, then go on with: cct train --resume"):
+        train(configure(small_disk / "run", **extras), log=log)
+    (small_disk / "filler").unlink()
+    resume(small_disk / "run", log=Quiet())
+    assert_same_run(small_disk / "run", whole_run)
+
+
+def test_validation_split(tmp_path):
+    result = train(configure(tmp_path / "run", val_split=0.5), log=Quiet())
+    assert "val_top1" in result.rows[0] and "test_top1" not in result.rows[0]
+    assert re.fullmatch(r"digits val top-1 .* at epoch [123]\); its test top-1 \d+\.\d\d %", result.sentence)
+
+
+def test_starting_from_weights(tmp_path):
+    source = train(configure(tmp_path / "a", epochs=1), log=Quiet()).folder
+    config = configure(
+        tmp_path / "b", epochs=1, pretrained=str(source / "last.safetensors"), lr=1e-12, warmup_epochs=0, min_lr=0
+    )
+    tuned = train(config, log=Quiet()).folder
+    torch.testing.assert_close(weights(tuned), weights(source), rtol=0, atol=1e-6)
