@@ -10,7 +10,7 @@ TABLE = {
     ("conv_tokenizer", "cuda"): ("reference",),
     ("layernorm_attention", "cpu"): ("reference",),
     ("layernorm_attention", "cuda"): ("reference",),
-    ("layernorm_mlp", "cpu"): ("reference",),
+    ("layernorm_mlp", "cpu"): ("cpu", "reference"),
     ("layernorm_mlp", "cuda"): ("reference",),
     ("seqpool", "cpu"): ("cpu", "reference"),
     ("seqpool", "cuda"): ("cuda", "triton", "reference"),

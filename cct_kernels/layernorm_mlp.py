@@ -1,6 +1,9 @@
 """LayerNorm, the two-layer GELU MLP and the residual, in one op."""
 
+import torch
+
 from . import reference
+from .calls import compute_dtype, draw_seed, kernels
 from .checks import expect_like, expect_optional, expect_positive, expect_probability, expect_seed, expect_tensor
 from .dispatch import choose
 
@@ -22,20 +25,50 @@ def layernorm_mlp(
         fc1_weight, fc1_bias: (F, C), (F,).
         fc2_weight, fc2_bias: (C, F), (C,).
         dropout: probability p, 0 <= p < 1, used after GELU and after fc2; kept values are scaled by 1 / (1 - p).
-        drop_path_scale: (B,), the per-sample stochastic-depth factor s (0, or 1 / keep), or None for 1.
+        drop_path_scale: (B,), the per-sample stochastic-depth factor s (0, or 1 / keep), or None for 1; a constant.
         seed: int64 (2,) = (seed, offset) of the counter-based masks (philox.py); None draws from PyTorch's generator.
         backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
+
+    Under autocast the products run in its dtype; x, the parameters and the result keep theirs.
 
     Returns: (B, N, C) in the dtype of x. Sums and statistics are float32 (float64 for float64 input).
     Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
     """
     _check(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps)
-    choose(OP, x, backend)
-    return reference.layernorm_mlp(
+    backend = choose(OP, x, backend)
+    if backend == "reference":
+        return reference.layernorm_mlp(
+            x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+            dropout=dropout, drop_path_scale=drop_path_scale, seed=seed, eps=eps,
+        )  # fmt: skip
+    if dropout > 0.0 and seed is None:
+        seed = draw_seed(x.device)
+    return _LayerNormMLP.apply(
         x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
-        dropout=dropout, drop_path_scale=drop_path_scale, seed=seed, eps=eps,
+        dropout, drop_path_scale, seed, eps, compute_dtype(x), backend,
     )  # fmt: skip
+
+
+class _LayerNormMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        *tensors, dropout, scale, seed, eps, compute, backend = args
+        forward, _ = kernels(OP, backend)
+        out, mean, rstd = forward(*tensors, dropout, scale, seed, eps, compute)
+        ctx.save_for_backward(*tensors, scale, seed, mean, rstd)
+        ctx.options = dropout, eps, compute, backend
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        *tensors, scale, seed, mean, rstd = ctx.saved_tensors
+        dropout, eps, compute, backend = ctx.options
+        _, backward = kernels(OP, backend)
+        need_weights = any(ctx.needs_input_grad[1:7])
+        gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, need_weights)
+        wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+        return (*wanted, *[None] * 6)
 
 
 def _check(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps):

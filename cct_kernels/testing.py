@@ -35,7 +35,31 @@ def _seqpool(name, why, B, N, C, norm=True):
     return Case("seqpool", name, why, shapes, {})
 
 
+def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
+    shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
+    shapes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
+    options = {}
+    if not biases:
+        options = {"norm_bias": None, "fc1_bias": None, "fc2_bias": None}
+        shapes = {key: shape for key, shape in shapes.items() if key not in options}
+    if dropout:
+        options |= {"dropout": dropout}
+        shapes |= {"seed": (2,)}
+    if drop_path:
+        shapes |= {"drop_path_scale": (B,)}
+    return Case("layernorm_mlp", name, why, shapes, options)
+
+
 CASES = [
+    _mlp("B2_N256_C256_F512", "CCT-7/3x1", 2, 256, 256, 512),
+    _mlp("B3_N64_C128_F128", "CCT-2/3x2, odd batch", 3, 64, 128, 128),
+    _mlp("B1_N196_C384_F1152", "CCT-14/7x2", 1, 196, 384, 1152),
+    _mlp("B2_N63_C200_F136", "no size a power of two", 2, 63, 200, 136),
+    _mlp("B2_N1_C64_F64", "a single token", 2, 1, 64, 64),
+    _mlp("B1_N300_C12_F7", "narrower than any vector, more rows than a block", 1, 300, 12, 7),
+    _mlp("B4_N17_C64_F96_train", "dropout and drop-path", 4, 17, 64, 96, dropout=0.3, drop_path=True),
+    _mlp("B2_N33_C128_F130_plain", "without biases", 2, 33, 128, 130, biases=False),
+    _mlp("B0_N64_C128_F128", "empty batch", 0, 64, 128, 128),
     _seqpool("B2_N256_C256", "CCT-7/3x1", 2, 256, 256),
     _seqpool("B3_N64_C128", "CCT-2/3x2, odd batch", 3, 64, 128),
     _seqpool("B1_N196_C384", "CCT-14/7x2, one image shared by the threads", 1, 196, 384),
@@ -48,6 +72,9 @@ CASES = [
 ]
 
 
+CONSTANTS = ("drop_path_scale", "mask", "seed")  # arguments without a gradient
+
+
 def cases(op):
     return [case for case in CASES if case.op == op]
 
@@ -58,6 +85,11 @@ def make_inputs(case, dtype, device="cpu", seed=0):
     tensors = {}
     for name, shape in case.shapes.items():
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name == "seed":
+            tensors[name] = torch.tensor([1234567890123, 7], device=device)
+            continue
+        if name == "drop_path_scale":  # some samples dropped, the others scaled
+            value = (value > -0.5) * 1.25
         if name == "norm_weight":
             value = 1 + 0.1 * value
         elif name.endswith("bias"):
@@ -70,7 +102,7 @@ def make_inputs(case, dtype, device="cpu", seed=0):
 
 def run(function, tensors, options, dout=None):
     """Output and gradients by name: {"out": ..., "dx": ..., "dweight": ...}. dout: the incoming gradient."""
-    leaves = {name: t.detach().clone().requires_grad_(t.is_floating_point()) for name, t in tensors.items()}
+    leaves = {name: t.detach().clone().requires_grad_(name not in CONSTANTS) for name, t in tensors.items()}
     out = function(**leaves, **options)
     results = {"out": out.detach()}
     if dout is not None:

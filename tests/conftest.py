@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from cct_kernels.dispatch import machine_why_not
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CCT_SHARED", ROOT.parent / "shared"))
@@ -32,3 +35,27 @@ def shared_data():
 def design():
     """The folder of the paper's tables."""
     return _shared_folder("design")
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512", "avx512_bf16", "amx"])
+def isa(request):
+    """Each instruction set this CPU runs, one after the other."""
+    reason = machine_why_not("cpu")
+    if reason:
+        pytest.skip(f"cpu: {reason}")
+    native = torch.ops.cct_kernels
+    before = native.cpu_isa()
+    try:
+        native.set_cpu_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    native.set_cpu_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

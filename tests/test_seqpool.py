@@ -18,27 +18,6 @@ def need(device, backend, dtype):
         pytest.skip(f"{backend}: {reason}")
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512", "avx512_bf16"])
-def isa(request):
-    """Each instruction set this CPU runs, one after the other."""
-    need("cpu", "cpu", torch.float32)
-    before = NATIVE.cpu_isa()
-    try:
-        NATIVE.set_cpu_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    NATIVE.set_cpu_isa(before)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize(("device", "backend"), [p for p in PAIRS if p[1] != "reference"], ids=lambda p: p)

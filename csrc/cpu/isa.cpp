@@ -3,6 +3,14 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <string>
@@ -10,7 +18,21 @@
 namespace cct {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+
+#if defined(__x86_64__)
+// The CPU has bf16 tiles and the kernel lets this process use them (Linux asks for permission once).
+bool amx() {
+#if defined(__linux__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 Isa best() {
 #if defined(__x86_64__)
@@ -18,7 +40,9 @@ Isa best() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && amx()) return Isa::kAmx;
+  if (bf16) return Isa::kAvx512Bf16;
   if (avx512) return Isa::kAvx512;
   if (avx2) return Isa::kAvx2;
 #endif
@@ -26,13 +50,13 @@ Isa best() {
 }
 
 Isa parse(const std::string& name) {
-  for (int level = 0; level <= static_cast<int>(Isa::kAvx512Bf16); ++level) {
+  for (int level = 0; level <= static_cast<int>(Isa::kAmx); ++level) {
     if (name != kNames[level]) continue;
     TORCH_CHECK_VALUE(level <= static_cast<int>(best()), "CCT_CPU_ISA: this CPU runs ", kNames[static_cast<int>(best())],
                       " at most, got ", name);
     return static_cast<Isa>(level);
   }
-  TORCH_CHECK_VALUE(false, "CCT_CPU_ISA: expected generic, avx2, avx512 or avx512_bf16, got ", name);
+  TORCH_CHECK_VALUE(false, "CCT_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got ", name);
 }
 
 std::atomic<int> g_isa{-1};  // -1: not chosen yet

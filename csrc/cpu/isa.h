@@ -4,7 +4,7 @@
 namespace cct {
 
 // Ordered: a CPU that runs a level runs all before it.
-enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 // The best level of this CPU, or a lower one asked for by CCT_CPU_ISA or set_isa.
 Isa isa();
@@ -17,9 +17,11 @@ Isa isa();
   namespace generic { __VA_ARGS__; }   \
   namespace avx2 { __VA_ARGS__; }      \
   namespace avx512 { __VA_ARGS__; }    \
-  namespace avx512_bf16 { __VA_ARGS__; }
+  namespace avx512_bf16 { __VA_ARGS__; } \
+  namespace amx { __VA_ARGS__; }
 #define CCT_CALL(fn, ...)                                                  \
-  (::cct::isa() == ::cct::Isa::kAvx512Bf16 ? avx512_bf16::fn(__VA_ARGS__) \
+  (::cct::isa() == ::cct::Isa::kAmx          ? amx::fn(__VA_ARGS__)         \
+   : ::cct::isa() == ::cct::Isa::kAvx512Bf16 ? avx512_bf16::fn(__VA_ARGS__) \
    : ::cct::isa() == ::cct::Isa::kAvx512   ? avx512::fn(__VA_ARGS__)      \
    : ::cct::isa() == ::cct::Isa::kAvx2     ? avx2::fn(__VA_ARGS__)        \
                                            : generic::fn(__VA_ARGS__))

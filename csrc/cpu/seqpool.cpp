@@ -34,46 +34,10 @@ CCT_DECLARE(void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_
 }  // namespace cct
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
-#include "simd.h"
+#include "layernorm.h"
 
 namespace cct::CCT_ISA {
 namespace {
-
-// x as float32 into row (width floats, zeros behind C); returns the sum.
-template <typename T>
-CCT_INLINE float load_row(const T* x, int64_t C, float* row) {
-  Vec total = {};
-  int64_t c = 0;
-  for (; c + kLanes <= C; c += kLanes) {
-    Vec v = load(x + c);
-    store(row + c, v);
-    total += v;
-  }
-  if (c < C) {
-    Vec v = load_part(x + c, int(C - c));
-    store(row + c, v);
-    total += v;
-  }
-  return sum(total);
-}
-
-CCT_INLINE void normalise(float* row, int64_t C, float mean, float rstd) {
-  int64_t c = 0;
-  for (; c + kLanes <= C; c += kLanes) store(row + c, (load(row + c) - mean) * rstd);
-  for (; c < C; ++c) row[c] = (row[c] - mean) * rstd;  // the padding stays zero
-}
-
-CCT_INLINE float rstd_of(const float* row, int64_t C, float mean, float eps) {
-  Vec squares = {};
-  int64_t c = 0;
-  for (; c + kLanes <= C; c += kLanes) {
-    Vec d = load(row + c) - mean;
-    squares += d * d;
-  }
-  float total = sum(squares);
-  for (; c < C; ++c) total += (row[c] - mean) * (row[c] - mean);
-  return 1.f / __builtin_sqrtf(total / float(C) + eps);
-}
 
 CCT_INLINE float dot(const float* a, const float* b, int64_t width) {
   Vec total = {};

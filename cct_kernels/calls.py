@@ -1,0 +1,25 @@
+"""What the autograd functions of all ops share."""
+
+import importlib
+
+import torch
+
+
+def kernels(op, backend):
+    """forward and backward of an op's backend; every backend takes the arguments of the schemas in native.OPS."""
+    if backend == "triton":
+        launchers = importlib.import_module(f"cct_kernels.triton.{op}")
+        return launchers.forward, launchers.backward
+    native = torch.ops.cct_kernels
+    return getattr(native, f"{op}_forward"), getattr(native, f"{op}_backward")
+
+
+def compute_dtype(x):
+    """The dtype of the products: autocast's where it is on, else that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def draw_seed(device):
+    """A fresh (seed, offset) from PyTorch's generator of the device, so that torch.manual_seed governs our masks too."""
+    return torch.randint(0, 2**62, (2,), dtype=torch.int64, device=device)

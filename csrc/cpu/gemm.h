@@ -1,0 +1,219 @@
+// The matrix product of all CPU kernels: 32 rows at a time against a packed panel of 64 columns, with the epilogue run on the
+// result while it is in the first-level cache.
+//
+// T is the compute type: float everywhere, BFloat16 where the instruction set multiplies it (AVX-512 BF16, AMX). Operands:
+//   A      row-major (M, K), leading dimension lda >= padded_k(K), zeros between K and padded_k(K); for AMX the memory of the
+//          rows up to the next multiple of 16 must exist (their values do not matter)
+//   panel  columns [64 p, 64 p + 64) of B, as [padded_k / group][64][group] with group = 2 for BFloat16 (VNNI), 1 for float
+// Sums are float32.
+#pragma once
+
+#include "simd.h"
+
+#if defined(__AVX512BF16__)
+#define CCT_BF16_PRODUCT  // this set multiplies BFloat16
+#endif
+
+namespace cct::CCT_ISA {
+
+constexpr int kPanel = 64;              // columns
+constexpr int kBlockRows = 32;          // rows of one epilogue call
+constexpr int kVecs = kPanel / kLanes;  // vectors in a row of a tile
+
+template <typename T>
+constexpr int kGroup = 1;
+template <>
+constexpr int kGroup<BFloat16> = 2;
+
+#if defined(__AMX_BF16__)
+template <typename T>
+constexpr int kStepK = 1;
+template <>
+constexpr int kStepK<BFloat16> = 32;  // one tile row
+#else
+template <typename T>
+constexpr int kStepK = kGroup<T>;
+#endif
+
+template <typename T>
+CCT_INLINE constexpr int64_t padded_k(int64_t K) {
+  return round_up(K, kStepK<T>);
+}
+CCT_INLINE constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+CCT_INLINE constexpr int64_t panel_size(int64_t K) { return round_up(K, 32) * kPanel; }  // elements, for every set and type
+
+#if defined(__AMX_BF16__)
+// All eight tiles 16 rows of 64 bytes. A static object: GCC's intrinsic declares only the first 8 bytes as read.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static const TileConfig kTileConfig;
+#endif
+
+// Tile registers are configured once for each thread's share of an op.
+struct TileScope {
+#if defined(__AMX_BF16__)
+  TileScope() { _tile_loadconfig(&kTileConfig); }
+  ~TileScope() { _tile_release(); }
+#else
+  TileScope() {}
+  ~TileScope() {}  // so that a scope is never an unused variable
+#endif
+  TileScope(const TileScope&) = delete;
+};
+
+#if defined(CCT_BF16_PRODUCT)
+CCT_INLINE Vec multiply_add(Vec c, const BFloat16* a, Vec b) {  // two products a lane
+  uint32_t pair;
+  std::memcpy(&pair, a, 4);
+  return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)_mm512_set1_epi32(int(pair)), (__m512bh)b);
+}
+#endif
+CCT_INLINE Vec multiply_add(Vec c, const float* a, Vec b) { return c + b * *a; }
+
+// MR rows x NV vectors in registers: 6 x 4 of the 32 registers of AVX-512, 6 x 2 of 16 with AVX2, 4 x 2 with SSE or NEON.
+#if defined(__AVX512F__)
+constexpr int kRows = 6, kColumns = 4;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kColumns = 2;
+#else
+constexpr int kRows = 4, kColumns = 2;
+#endif
+
+template <int MR, bool kAdd, typename T>
+CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+  for (int j0 = 0; j0 < kVecs; j0 += kColumns) {
+    Vec acc[MR][kColumns];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; ++j) acc[i][j] = kAdd ? load(C + i * ldc + (j0 + j) * kLanes) : Vec{};
+    const float* b = reinterpret_cast<const float*>(panel) + j0 * kLanes;
+    for (int64_t k = 0; k < K; k += kGroup<T>, b += kPanel) {
+      Vec bv[kColumns];
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; ++j) bv[j] = load(b + j * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], A + i * lda + k, bv[j]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; ++j) store(C + i * ldc + (j0 + j) * kLanes, acc[i][j]);
+  }
+}
+
+template <bool kAdd, typename T>
+CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+  int64_t i = 0;
+  for (; i + kRows <= M; i += kRows) register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+  if (kRows == 6 && M - i >= 4) {
+    register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+    i += 4;
+  }
+  for (; i + 2 <= M; i += 2) register_block<2, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+  if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+}
+
+#if defined(__AMX_BF16__)
+// 32 rows: two tiles down, two across, for each half of the panel.
+template <bool kAdd>
+CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C, int64_t ldc) {
+  const int64_t a_stride = lda * 2, c_stride = ldc * 4;
+  for (int half = 0; half < kPanel; half += 32) {
+    float* c = C + half;
+    if (kAdd) {
+      _tile_loadd(0, c, c_stride);
+      _tile_loadd(1, c + 16, c_stride);
+      _tile_loadd(2, c + 16 * ldc, c_stride);
+      _tile_loadd(3, c + 16 * ldc + 16, c_stride);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    const BFloat16* b = panel + half * 2;
+    for (int64_t k = 0; k < K; k += 32, b += 32 * kPanel) {
+      _tile_loadd(4, A + k, a_stride);
+      _tile_loadd(6, b, kPanel * 4);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + 32, kPanel * 4);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, A + 16 * lda + k, a_stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + 16, c_stride);
+    _tile_stored(2, c + 16 * ldc, c_stride);
+    _tile_stored(3, c + 16 * ldc + 16, c_stride);
+  }
+}
+
+// 16 rows: four tiles across.
+template <bool kAdd>
+CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
+  const int64_t c_stride = ldc * 4;
+  if (kAdd) {
+    _tile_loadd(0, c, c_stride);
+    _tile_loadd(1, c + 16, c_stride);
+    _tile_loadd(2, c + 32, c_stride);
+    _tile_loadd(3, c + 48, c_stride);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < K; k += 32, b += 32 * kPanel) {
+    _tile_loadd(4, A + k, lda * 2);
+    _tile_loadd(5, b, kPanel * 4);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, b + 32, kPanel * 4);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, b + 64, kPanel * 4);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_loadd(5, b + 96, kPanel * 4);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_stored(0, c, c_stride);
+  _tile_stored(1, c + 16, c_stride);
+  _tile_stored(2, c + 32, c_stride);
+  _tile_stored(3, c + 48, c_stride);
+}
+
+template <bool kAdd>
+CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C, int64_t ldc) {
+  int64_t i = 0;
+  for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+  if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+}
+#endif
+
+// C (M, 64) = or += A panel. With AMX, C and A reach to the next multiple of 16 rows.
+template <bool kAdd, typename T>
+CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+#endif
+  vector_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+}
+
+// epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may
+// write to the tile, which has kBlockRows rows.
+template <typename T, typename Epilogue>
+CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, Epilogue epilogue) {
+  alignas(64) float tile[kBlockRows * kPanel];
+  for (int64_t i = 0; i < M; i += kBlockRows) {
+    const int rows = int(M - i < kBlockRows ? M - i : kBlockRows);
+    product<false>(rows, K, A + i * lda, lda, panel, tile, kPanel);
+    epilogue(i, rows, tile);
+  }
+}
+
+}  // namespace cct::CCT_ISA

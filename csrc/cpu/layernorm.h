@@ -1,0 +1,93 @@
+// LayerNorm of one row, forward and backward, for the kernels that fold it in.
+#pragma once
+
+#include "simd.h"
+
+namespace cct::CCT_ISA {
+
+// x as float32 into row, zeros from C up to the next whole vector; returns the sum.
+template <typename T>
+CCT_INLINE float load_row(const T* x, int64_t C, float* row) {
+  Vec total = {};
+  int64_t c = 0;
+  for (; c + kLanes <= C; c += kLanes) {
+    Vec v = load(x + c);
+    store(row + c, v);
+    total += v;
+  }
+  if (c < C) {
+    Vec v = load_part(x + c, int(C - c));
+    store(row + c, v);
+    total += v;
+  }
+  return sum(total);
+}
+
+template <typename T>
+CCT_INLINE void store_row(T* x, int64_t C, const float* row) {
+  int64_t c = 0;
+  for (; c + kLanes <= C; c += kLanes) store(x + c, load(row + c));
+  if (c < C) store_part(x + c, load(row + c), int(C - c));
+}
+
+CCT_INLINE float rstd_of(const float* row, int64_t C, float mean, float eps) {
+  Vec squares = {};
+  int64_t c = 0;
+  for (; c + kLanes <= C; c += kLanes) {
+    Vec d = load(row + c) - mean;
+    squares += d * d;
+  }
+  float total = sum(squares);
+  for (; c < C; ++c) total += (row[c] - mean) * (row[c] - mean);
+  return 1.f / __builtin_sqrtf(total / float(C) + eps);
+}
+
+// row = (row - mean) * rstd; what lies behind C stays as it is.
+CCT_INLINE void normalise(float* row, int64_t C, float mean, float rstd) {
+  int64_t c = 0;
+  for (; c + kLanes <= C; c += kLanes) store(row + c, (load(row + c) - mean) * rstd);
+  for (; c < C; ++c) row[c] = (row[c] - mean) * rstd;
+}
+
+// xhat of x into row (zeros behind C up to the next vector), statistics computed and returned.
+template <typename T>
+CCT_INLINE void normalise_row(const T* x, int64_t C, float eps, float* row, float& mean, float& rstd) {
+  mean = load_row(x, C, row) / float(C);
+  rstd = rstd_of(row, C, mean, eps);
+  normalise(row, C, mean, rstd);
+}
+
+// The same from saved statistics.
+template <typename T>
+CCT_INLINE void normalise_row_saved(const T* x, int64_t C, float* row, float mean, float rstd) {
+  load_row(x, C, row);
+  normalise(row, C, mean, rstd);
+}
+
+// Sums over rows in two levels: a long chain of float32 additions would lose digits. `part` goes into `total` every 32 rows.
+constexpr int64_t kSumRows = 32;
+CCT_INLINE void flush_sums(float* part, float* total, int64_t width) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    store(total + c, load(total + c) + load(part + c));
+    store(part + c, Vec{});
+  }
+}
+
+// dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)), added to what dx holds; dgamma += dy xhat, dbeta += dy.
+// All rows are padded with zeros to `width`, whole vectors.
+CCT_INLINE void backward_row(const float* xhat, const float* dy, const float* gamma, int64_t C, int64_t width, float rstd, float* dx,
+                             float* dgamma, float* dbeta) {
+  Vec total = {}, product = {};
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const Vec h = load(xhat + c), d = load(dy + c), g = d * load(gamma + c);
+    store(dgamma + c, load(dgamma + c) + d * h);
+    store(dbeta + c, load(dbeta + c) + d);
+    total += g;
+    product += g * h;
+  }
+  const float a = sum(total) / float(C), b = sum(product) / float(C);
+  for (int64_t c = 0; c < width; c += kLanes)
+    store(dx + c, load(dx + c) + (load(dy + c) * load(gamma + c) - a - load(xhat + c) * b) * rstd);
+}
+
+}  // namespace cct::CCT_ISA

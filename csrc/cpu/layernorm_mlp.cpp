@@ -1,0 +1,394 @@
+// y = LN(x);  out = y + s * drop(fc2(drop(gelu(fc1(y))))), forward and backward, on blocks of rows: everything here is local
+// to a row, so a block's activations stay in the second-level cache from x to out.
+//
+// Backward keeps x and the LayerNorm statistics only and computes fc1 again. For one block of tokens and one panel of 64
+// hidden columns at a time,
+//   h = y W1^T + b1    dz = s * mask * dout    dg = dz W2    dh = dg * mask * gelu'(h)
+//   dW1^T += y^T dh    dW2 += dz^T (mask * gelu(h))          dy = dout + dh W1     then LayerNorm's backward.
+#include <cstdint>
+
+#include "dropout.h"
+#include "isa.h"
+
+namespace cct {
+
+struct MlpArgs {
+  int64_t N, C, F, Cp, Fp;  // tokens of an image; widths, and widths rounded up to whole panels
+  float eps;
+  bool x_bf16, bf16;                    // storage of x, out, dout, dx; products
+  const void* x;                        // (rows, C)
+  void* out;                            // (rows, C)
+  float *mean, *rstd;                   // (rows)
+  const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
+  const void *w1, *w2;                  // panels of fc1^T and fc2^T
+  const float* path_scale;              // (B) or null
+  DropoutArgs dropout;
+  // backward
+  const void *w1_back, *w2_back;  // panels of fc1 and fc2
+  const void* dout;
+  void* dx;
+  bool need_weights;
+};
+
+// Sums of one thread, zero at first.
+struct MlpGradients {
+  float *dw1;  // (panels of F, Cp, 64), transposed
+  float *dw2;  // (Cp, Fp)
+  float *db1, *db2, *dgamma, *dbeta;
+};
+
+constexpr int64_t kMlpRows = 128, kMlpTokens = 256;  // rows of a block, forward and backward
+
+CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
+CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch))
+
+}  // namespace cct
+
+#if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
+#include "elementwise.h"
+#include "layernorm.h"
+#include "pack.h"
+
+namespace cct::CCT_ISA {
+namespace {
+
+template <typename T>
+CCT_INLINE T* take(char*& scratch, int64_t count) {
+  T* out = reinterpret_cast<T*>(scratch);
+  scratch += round_up(count * sizeof(T), 4096) + 256;  // not all buffers on the same cache sets
+  return out;
+}
+
+CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
+
+// row = xhat in, y = xhat * gamma + beta out, as float and as T.
+template <typename T>
+CCT_INLINE void affine(float* row, T* y, const float* gamma, const float* beta, int64_t C, int64_t Cp) {
+  for (int64_t c = round_up(C, kLanes); c < Cp; c += kLanes) store(row + c, Vec{});
+  for (int64_t c = 0; c < Cp; c += kLanes) {
+    const Vec v = load(row + c) * load(gamma + c) + load(beta + c);
+    store(row + c, v);
+    store(y + c, v);
+  }
+}
+
+template <typename X, typename T>
+void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
+  const TileScope tiles;
+  const Dropout hidden(a.dropout, kHiddenSite), output(a.dropout, kOutputSite);
+  T* y = take<T>(scratch, kMlpRows * a.Cp);
+  T* h = take<T>(scratch, kMlpRows * a.Fp);
+  float* z = take<float>(scratch, kMlpRows * a.Cp);
+  for (int64_t row = first; row < last; row += kMlpRows) {
+    const int64_t R = last - row < kMlpRows ? last - row : kMlpRows;
+    for (int64_t i = 0; i < R; ++i) {
+      float mean, rstd;
+      normalise_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.eps, z + i * a.Cp, mean, rstd);
+      a.mean[row + i] = mean;
+      a.rstd[row + i] = rstd;
+      affine(z + i * a.Cp, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+    }
+    for (int64_t p = 0; p < panels(a.F); ++p)
+      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.w1) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) {
+          float* t = tile + r * kPanel;
+          T* out = h + (i + r) * a.Fp + p * kPanel;
+          for (int c = 0; c < kPanel; c += kLanes) {
+            const Vec v = gelu<T>(load(t + c) + load(a.b1 + p * kPanel + c));
+            hidden.active() ? store(t + c, v) : store(out + c, v);
+          }
+          if (hidden.active()) {
+            hidden.apply(t, uint32_t(row + i + r), uint32_t(p));
+            for (int c = 0; c < kPanel; c += kLanes) store(out + c, load(t + c));
+          }
+        }
+      });
+    for (int64_t p = 0; p < panels(a.C); ++p)
+      product_blocks(R, a.F, h, a.Fp, static_cast<const T*>(a.w2) + p * panel_size(a.F), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) {
+          float* t = tile + r * kPanel;
+          if (output.active()) {
+            for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.b2 + p * kPanel + c));
+            output.apply(t, uint32_t(row + i + r), uint32_t(p));
+          }
+          float* out = z + (i + r) * a.Cp + p * kPanel;
+          const float s = path_scale(a, row + i + r);
+          for (int c = 0; c < kPanel; c += kLanes) {
+            const Vec v = output.active() ? load(t + c) : load(t + c) + load(a.b2 + p * kPanel + c);
+            store(out + c, load(out + c) + v * s);
+          }
+        }
+      });
+    for (int64_t i = 0; i < R; ++i) store_row(static_cast<X*>(a.out) + (row + i) * a.C, a.C, z + i * a.Cp);
+  }
+}
+
+template <typename X, typename T>
+void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
+  const TileScope tiles;
+  const Dropout hidden(a.dropout, kHiddenSite), output(a.dropout, kOutputSite);
+  constexpr int64_t kT = kMlpTokens;
+  T *y = take<T>(scratch, kT * a.Cp), *yT = take<T>(scratch, kT * a.Cp), *dz = take<T>(scratch, kT * a.Cp);
+  T *dzT = take<T>(scratch, kT * a.Cp), *pairs = take<T>(scratch, kT * a.Cp), *dh = take<T>(scratch, kT * a.Fp);
+  T *pre = take<T>(scratch, kT * kPanel), *act = take<T>(scratch, kT * kPanel);
+  T *dh_panel = take<T>(scratch, kT * kPanel), *act_panel = take<T>(scratch, kT * kPanel);
+  float *dy = take<float>(scratch, kT * a.Cp), *xhat = take<float>(scratch, a.Cp), *line = take<float>(scratch, a.Cp);
+  float* part = take<float>(scratch, 2 * a.Cp);  // of the sums over rows
+  std::memset(part, 0, 2 * a.Cp * sizeof(float));
+  const X *x = static_cast<const X*>(a.x), *dout = static_cast<const X*>(a.dout);
+
+  for (int64_t row = first; row < last; row += kT) {
+    const int64_t R = last - row < kT ? last - row : kT, K = round_up(R, 32);
+    std::memset((void*)(y + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
+    std::memset((void*)(dz + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
+    for (int64_t i = 0; i < R; ++i) {
+      normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
+      affine(xhat, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+      load_row(dout + (row + i) * a.C, a.C, line);
+      for (int64_t c = round_up(a.C, kLanes); c < a.Cp; c += kLanes) store(line + c, Vec{});
+      if (output.active())
+        for (int64_t p = 0; p < panels(a.C); ++p) output.apply(line + p * kPanel, uint32_t(row + i), uint32_t(p));
+      const float s = path_scale(a, row + i);
+      for (int64_t c = 0; c < a.Cp; c += kLanes) {
+        const Vec v = load(line + c) * s;
+        store(part + c, load(part + c) + v);
+        store(dz + i * a.Cp + c, v);
+      }
+      if ((i + 1) % kSumRows == 0 || i + 1 == R) flush_sums(part, g.db2, a.Cp);
+    }
+    if (a.need_weights) {
+      transpose(y, a.Cp, yT, K, K, a.Cp, pairs);
+      transpose(dz, a.Cp, dzT, K, K, a.Cp, pairs);
+    }
+    for (int64_t p = 0; p < panels(a.F); ++p) {
+      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.w1) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < kPanel; c += kLanes)
+            store(pre + (i + r) * kPanel + c, load(tile + r * kPanel + c) + load(a.b1 + p * kPanel + c));
+      });
+      float* db1 = g.db1 + p * kPanel;
+      product_blocks(R, a.C, dz, a.Cp, static_cast<const T*>(a.w2_back) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+        alignas(64) float mask[kPanel], sums[kPanel] = {};
+        for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+        for (int r = 0; r < rows; ++r) {
+          if (hidden.active()) {
+            for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+            hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
+          }
+          for (int c = 0; c < kPanel; c += kLanes) {
+            const Vec h = load(pre + (i + r) * kPanel + c), m = load(mask + c);
+            const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
+            store(sums + c, load(sums + c) + d);
+            store(dh + (i + r) * a.Fp + p * kPanel + c, d);
+            store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
+          }
+        }
+        flush_sums(sums, db1, kPanel);
+      });
+      if (!a.need_weights) continue;
+      for (int64_t i = R; i < K; ++i) {
+        std::memset((void*)(dh + i * a.Fp + p * kPanel), 0, kPanel * sizeof(T));
+        std::memset((void*)(act + i * kPanel), 0, kPanel * sizeof(T));
+      }
+      pack_rows(dh + p * kPanel, a.Fp, dh_panel, K);
+      pack_rows(act, kPanel, act_panel, K);
+      product<true>(a.C, K, yT, K, dh_panel, g.dw1 + p * a.Cp * kPanel, kPanel);
+      product<true>(a.C, K, dzT, K, act_panel, g.dw2 + p * kPanel, a.Fp);
+    }
+    for (int64_t p = 0; p < panels(a.C); ++p)
+      product_blocks(R, a.F, dh, a.Fp, static_cast<const T*>(a.w1_back) + p * panel_size(a.F), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < kPanel; c += kLanes)
+            store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
+      });
+    for (int64_t i = 0; i < R; ++i) {
+      float* d = dy + i * a.Cp;
+      load_row(dout + (row + i) * a.C, a.C, line);
+      const int64_t width = round_up(a.C, kLanes);
+      for (int64_t c = 0; c < width; c += kLanes) {
+        store(d + c, load(d + c) + load(line + c));
+        store(line + c, Vec{});
+      }
+      normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
+      backward_row(xhat, d, a.gamma, a.C, width, a.rstd[row + i], line, part, part + a.Cp);
+      if ((i + 1) % kSumRows == 0 || i + 1 == R) {
+        flush_sums(part, g.dgamma, width);
+        flush_sums(part + a.Cp, g.dbeta, width);
+      }
+      store_row(static_cast<X*>(a.dx) + (row + i) * a.C, a.C, line);
+    }
+  }
+}
+
+template <typename X>
+void forward_any(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
+#if defined(CCT_BF16_PRODUCT)
+  if (a.bf16) return forward_rows<X, BFloat16>(a, first, last, scratch);
+#endif
+  forward_rows<X, float>(a, first, last, scratch);
+}
+
+template <typename X>
+void backward_any(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
+#if defined(CCT_BF16_PRODUCT)
+  if (a.bf16) return backward_rows<X, BFloat16>(a, first, last, g, scratch);
+#endif
+  backward_rows<X, float>(a, first, last, g, scratch);
+}
+
+}  // namespace
+
+void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
+  a.x_bf16 ? forward_any<BFloat16>(a, first, last, scratch) : forward_any<float>(a, first, last, scratch);
+}
+
+void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
+  a.x_bf16 ? backward_any<BFloat16>(a, first, last, g, scratch) : backward_any<float>(a, first, last, g, scratch);
+}
+
+}  // namespace cct::CCT_ISA
+
+#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#include "op.h"
+
+namespace cct {
+namespace {
+
+constexpr const char* kOp = "layernorm_mlp";
+
+// The arguments of one call, with the tensors that they point into.
+struct MlpCall {
+  MlpArgs a{};
+  at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
+  int64_t rows;
+
+  MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
+          const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
+          const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
+    TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
+    check_dtype(kOp, "x", x_in);
+    check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
+    const int64_t B = x_in.size(0), C = x_in.size(2);
+    TORCH_CHECK_VALUE(fc1_weight.dim() == 2, kOp, ": fc1_weight has ", fc1_weight.dim(), " dimensions; expected 2");
+    const int64_t F = fc1_weight.size(0);
+    TORCH_CHECK_VALUE(C > 0 && F > 0, kOp, ": x has ", C, " channels and fc1_weight ", F, " rows; expected at least one");
+    check_dtype(kOp, "fc1_weight", fc1_weight);
+    const auto dtype = fc1_weight.scalar_type();
+    check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
+    check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
+    check_tensor(kOp, "fc1_weight", fc1_weight, {F, C}, dtype);
+    check_tensor(kOp, "fc1_bias", fc1_bias, {F}, dtype);
+    check_tensor(kOp, "fc2_weight", fc2_weight, {C, F}, dtype);
+    check_tensor(kOp, "fc2_bias", fc2_bias, {C}, dtype);
+    if (drop_path_scale) TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                                           drop_path_scale->sizes(), "; expected [", B, "]");
+    x = x_in.contiguous();
+    rows = B * x.size(1);
+    a.N = x.size(1);
+    a.C = C;
+    a.F = F;
+    a.Cp = round_up64(C);
+    a.Fp = round_up64(F);
+    a.eps = float(eps);
+    a.x_bf16 = x.scalar_type() == at::kBFloat16;
+    a.bf16 = bf16_products(compute);
+    a.x = x.const_data_ptr();
+    a.dropout = dropout_args(kOp, seed, dropout);
+    gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
+    beta = padded_vector(norm_bias, C);
+    b1 = padded_vector(fc1_bias, F);
+    b2 = padded_vector(fc2_bias, C);
+    w1 = pack_weight(fc1_weight, true, 0, a.bf16);
+    a.gamma = gamma.const_data_ptr<float>();
+    a.beta = beta.const_data_ptr<float>();
+    a.b1 = b1.const_data_ptr<float>();
+    a.b2 = b2.const_data_ptr<float>();
+    a.w1 = w1.const_data_ptr();
+    if (drop_path_scale) {
+      scale = drop_path_scale->to(at::kFloat).contiguous();
+      a.path_scale = scale.const_data_ptr<float>();
+    }
+  }
+};
+
+int64_t scratch_bytes(std::initializer_list<int64_t> floats) {
+  int64_t bytes = 0;
+  for (int64_t n : floats) bytes += (n * 4 + 4095) / 4096 * 4096 + 256;
+  return bytes;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
+    const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
+    const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
+    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
+  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute);
+  MlpArgs& a = call.a;
+  call.w2 = pack_weight(fc2_weight, true, 0, a.bf16);
+  a.w2 = call.w2.const_data_ptr();
+  at::Tensor out = at::empty_like(call.x);
+  at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
+  a.out = out.data_ptr();
+  a.mean = mean.data_ptr<float>();
+  a.rstd = rstd.data_ptr<float>();
+  const int64_t bytes = scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
+  constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
+  for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t) {
+    CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
+  });
+  return {out, mean, rstd};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_backward(
+    const at::Tensor& dout_in, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+    const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias,
+    double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
+    const at::Tensor& mean_in, const at::Tensor& rstd_in, bool need_weights) {
+  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute);
+  MlpArgs& a = call.a;
+  check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
+  check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
+  check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
+  const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
+  call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
+  call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
+  a.w1_back = call.w1_back.const_data_ptr();
+  a.w2_back = call.w2_back.const_data_ptr();
+  a.mean = mean.data_ptr<float>();
+  a.rstd = rstd.data_ptr<float>();
+  at::Tensor dx = at::empty_like(call.x);
+  a.dout = dout.const_data_ptr();
+  a.dx = dx.data_ptr();
+  a.need_weights = need_weights;
+
+  const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp, threads = at::get_num_threads();
+  const auto f32 = x.options().dtype(at::kFloat);
+  const int64_t dw = need_weights ? Cp * Fp : 0;
+  at::Tensor sums = at::zeros({threads, 2 * dw + Fp + 3 * Cp}, f32);
+  constexpr int64_t kT = kMlpTokens;
+  const int64_t bytes = scratch_bytes({kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Fp, kT * 64, kT * 64, kT * 64, kT * 64,
+                                       kT * Cp, Cp, Cp, 2 * Cp});
+  constexpr int64_t kUnit = 32;
+  for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t slot) {
+    float* s = sums.data_ptr<float>() + slot * sums.size(1);
+    const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};
+    CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), g, thread_scratch(bytes));
+  });
+  const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
+  const auto dtype = fc1_weight.scalar_type();
+  auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, start, n).to(dtype, false, true); };
+  at::Tensor dw1 = at::empty({0}, fc1_weight.options()), dw2 = at::empty({0}, fc1_weight.options());
+  if (need_weights) {
+    dw1 = total.narrow(0, 0, dw).view({Fp / 64, Cp, 64}).transpose(1, 2).reshape({Fp, Cp}).narrow(0, 0, F).narrow(1, 0, C).to(dtype).contiguous();
+    dw2 = total.narrow(0, dw, dw).view({Cp, Fp}).narrow(0, 0, C).narrow(1, 0, F).to(dtype, false, true).contiguous();
+  }
+  return {dx, vector(2 * dw + Fp + Cp, C), vector(2 * dw + Fp + 2 * Cp, C), dw1, vector(2 * dw, F), dw2, vector(2 * dw + Fp, C)};
+}
+
+}  // namespace
+}  // namespace cct
+
+TORCH_LIBRARY_IMPL(cct_kernels, CPU, m) {
+  m.impl("layernorm_mlp_forward", TORCH_FN(cct::layernorm_mlp_forward));
+  m.impl("layernorm_mlp_backward", TORCH_FN(cct::layernorm_mlp_backward));
+}
+#endif

@@ -1,0 +1,80 @@
+// What the host side of every CPU op uses: thread slices, scratch that stays warm, packed weights, dropout arguments.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include "../check.h"
+#include "dropout.h"
+#include "isa.h"
+#include "weights.h"
+
+namespace cct {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+inline int64_t round_up64(int64_t n) { return (n + 63) / 64 * 64; }
+
+// f(first, last, slot) over `items` in at most one contiguous slice for each thread: the slices, and so every sum made over
+// one, are the same from run to run for a given number of threads.
+template <typename F>
+void for_slices(int64_t items, F f) {
+  const int64_t slots = std::min<int64_t>(items, at::get_num_threads());
+  at::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) f(s * items / slots, (s + 1) * items / slots, s);
+  });
+}
+
+// At least `bytes` of this thread's scratch, on a page boundary. It lives as long as the thread: memory touched for the first
+// time is ten times slower than warm memory.
+inline char* thread_scratch(size_t bytes) {
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<char, Free> memory;
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    size = (bytes + 4095) / 4096 * 4096;
+    memory.reset();
+    memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
+    TORCH_CHECK(memory, "cct_kernels: out of memory for ", size, " bytes of scratch");
+  }
+  return memory.get();
+}
+
+// The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
+at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
+
+// A vector as float32, padded with zeros to a multiple of 64; zeros for none.
+inline at::Tensor padded_vector(const OptionalTensor& v, int64_t n) {
+  at::Tensor out = at::zeros({round_up64(n)}, at::kFloat);
+  if (v) out.narrow(0, 0, n).copy_(*v);
+  return out;
+}
+
+// Products in BFloat16: asked for, and the CPU multiplies it; else the same storage with float32 arithmetic.
+inline bool bf16_products(at::ScalarType compute) { return compute == at::kBFloat16 && isa() >= Isa::kAvx512Bf16; }
+
+// seed (2,) int64 = (seed, offset), needed when p > 0.
+inline DropoutArgs dropout_args(const char* op, const OptionalTensor& seed, double p) {
+  DropoutArgs d{};
+  TORCH_CHECK_VALUE(p >= 0.0 && p < 1.0, op, ": dropout is ", p, "; expected 0 <= p < 1");
+  if (p == 0.0) return d;
+  TORCH_CHECK_VALUE(seed.has_value(), op, ": dropout is ", p, " but seed is missing; expected an int64 tensor (2,)");
+  check_tensor(op, "seed", *seed, {2}, at::kLong);
+  const at::Tensor values = seed->contiguous();
+  d.seed = uint64_t(values.const_data_ptr<int64_t>()[0]);
+  d.offset = uint32_t(values.const_data_ptr<int64_t>()[1]);
+  d.threshold = uint32_t(std::min(std::nearbyint(p * 4294967296.0), 4294967295.0));
+  d.scale = float(1.0 / (1.0 - p));
+  return d;
+}
+
+}  // namespace cct

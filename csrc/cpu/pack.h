@@ -1,0 +1,102 @@
+// Rearrangements between row-major matrices and the operands of gemm.h, in blocks of 16 x 16 words of 32 bits: a word is a
+// float or two neighbouring BFloat16.
+#pragma once
+
+#include "gemm.h"
+
+namespace cct::CCT_ISA {
+
+// dst[w * dst_stride + r] = src[r * src_stride + w] for 16 rows r and 16 words w; strides in words.
+CCT_INLINE void transpose16(const uint32_t* src, int64_t src_stride, uint32_t* dst, int64_t dst_stride) {
+#if defined(__AVX512F__)
+  VecU r[16], t[16];
+  for (int i = 0; i < 16; ++i) std::memcpy(&r[i], src + i * src_stride, sizeof(VecU));
+#define CCT_LOW32 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define CCT_HIGH32 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define CCT_LOW64 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define CCT_HIGH64 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define CCT_EVEN128 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define CCT_ODD128 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], CCT_LOW32);
+    t[2 * i + 1] = __builtin_shufflevector(r[2 * i], r[2 * i + 1], CCT_HIGH32);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = __builtin_shufflevector(t[4 * i], t[4 * i + 2], CCT_LOW64);
+    r[4 * i + 1] = __builtin_shufflevector(t[4 * i], t[4 * i + 2], CCT_HIGH64);
+    r[4 * i + 2] = __builtin_shufflevector(t[4 * i + 1], t[4 * i + 3], CCT_LOW64);
+    r[4 * i + 3] = __builtin_shufflevector(t[4 * i + 1], t[4 * i + 3], CCT_HIGH64);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = __builtin_shufflevector(r[i], r[4 + i], CCT_EVEN128);
+    t[4 + i] = __builtin_shufflevector(r[i], r[4 + i], CCT_ODD128);
+    t[8 + i] = __builtin_shufflevector(r[8 + i], r[12 + i], CCT_EVEN128);
+    t[12 + i] = __builtin_shufflevector(r[8 + i], r[12 + i], CCT_ODD128);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = __builtin_shufflevector(t[i], t[8 + i], CCT_EVEN128);
+    r[8 + i] = __builtin_shufflevector(t[i], t[8 + i], CCT_ODD128);
+    r[4 + i] = __builtin_shufflevector(t[4 + i], t[12 + i], CCT_EVEN128);
+    r[12 + i] = __builtin_shufflevector(t[4 + i], t[12 + i], CCT_ODD128);
+  }
+#undef CCT_LOW32
+#undef CCT_HIGH32
+#undef CCT_LOW64
+#undef CCT_HIGH64
+#undef CCT_EVEN128
+#undef CCT_ODD128
+  for (int i = 0; i < 16; ++i) std::memcpy(dst + i * dst_stride, &r[i], sizeof(VecU));
+#else
+  for (int w = 0; w < 16; ++w)
+    for (int r = 0; r < 16; ++r) dst[w * dst_stride + r] = src[r * src_stride + w];
+#endif
+}
+
+// Words (rows, words), both multiples of 16, transposed.
+CCT_INLINE void transpose_words(const void* src, int64_t src_stride, void* dst, int64_t dst_stride, int64_t rows, int64_t words) {
+  const uint32_t* s = static_cast<const uint32_t*>(src);
+  uint32_t* d = static_cast<uint32_t*>(dst);
+  for (int64_t w = 0; w < words; w += 16)
+    for (int64_t r = 0; r < rows; r += 16) transpose16(s + r * src_stride + w, src_stride, d + w * dst_stride + r, dst_stride);
+}
+
+// Rows 2t and 2t + 1 of BFloat16 become one row of pairs; floats are copied. `rows` is a multiple of the group, `columns` of 16.
+CCT_INLINE void interleave_rows(const BFloat16* src, int64_t src_stride, BFloat16* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; r += 2) {
+    const BFloat16 *a = src + r * src_stride, *b = a + src_stride;
+    BFloat16* d = dst + r / 2 * dst_stride;
+    for (int64_t c = 0; c < columns; ++c) {
+      d[2 * c] = a[c];
+      d[2 * c + 1] = b[c];
+    }
+  }
+}
+CCT_INLINE void interleave_rows(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(dst + r * dst_stride, src + r * src_stride, columns * sizeof(float));
+}
+
+// The panel of B = src (K, 64), row-major: the rows run along K.
+template <typename T>
+CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K) {
+  interleave_rows(src, src_stride, panel, kPanel * kGroup<T>, round_up(K, kGroup<T>), kPanel);
+}
+
+// The panel of B = src^T for src (64, K), row-major with K a multiple of 16 words: the rows run along the columns of B.
+template <typename T>
+CCT_INLINE void pack_columns(const T* src, int64_t src_stride, T* panel, int64_t K) {
+  transpose_words(src, src_stride / kGroup<T>, panel, kPanel, kPanel, round_up(K / kGroup<T>, 16));
+}
+
+// dst (columns, rows) = src (rows, columns) transposed; rows a multiple of 32, columns of 16. `pairs` holds rows * columns.
+template <typename T>
+CCT_INLINE void transpose(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows, int64_t columns, T* pairs) {
+  constexpr int64_t g = kGroup<T>;
+  if constexpr (g == 1) {
+    transpose_words(src, src_stride, dst, dst_stride, rows, columns);
+  } else {
+    interleave_rows(src, src_stride, pairs, columns * g, rows, columns);
+    transpose_words(pairs, columns, dst, dst_stride / g, rows / g, columns);
+  }
+}
+
+}  // namespace cct::CCT_ISA

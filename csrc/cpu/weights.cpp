@@ -1,0 +1,89 @@
+// Weights as the panels of gemm.h, and vectors padded with zeros to whole panels.
+#include "weights.h"
+
+#if defined(CCT_ISA)
+#include "pack.h"
+
+namespace cct::CCT_ISA {
+namespace {
+
+// 64 x 64 elements of the weight as T, zeros outside; row i starts at src + i * stride.
+template <typename S, typename T>
+CCT_INLINE void load_tile(const S* src, int64_t stride, int rows, int columns, T* tile) {
+  for (int r = 0; r < kPanel; ++r)
+    for (int c = 0; c < kPanel; c += kLanes) {
+      Vec v = {};
+      if (r < rows && c + kLanes <= columns)
+        v = load(src + r * stride + c);
+      else if (r < rows && c < columns)
+        v = load_part(src + r * stride + c, columns - c);
+      store(tile + r * kPanel + c, v);
+    }
+}
+
+template <typename S, typename T>
+void pack(const PackArgs& a, int64_t p) {
+  const int64_t per_group = panels(a.group), first = p / per_group * a.group + p % per_group * kPanel;
+  const int64_t left = (p / per_group + 1) * a.group - first;
+  const int columns = int(left < kPanel ? left : kPanel);
+  const S* weight = static_cast<const S*>(a.weight);
+  T* panel = static_cast<T*>(a.out) + p * panel_size(a.K);
+  alignas(64) T tile[kPanel * kPanel];
+  const int64_t K = round_up(a.K, 32);
+  for (int64_t k = 0; k < K; k += kPanel) {
+    const int depth = int(a.K - k < kPanel ? a.K - k : kPanel);
+    const int64_t store_depth = K - k < kPanel ? K - k : kPanel;
+    if (a.transposed) {  // the weight is B^T: its rows are the columns of the panel
+      load_tile(weight + first * a.K + k, a.K, columns, depth, tile);
+      transpose_words(tile, kPanel / kGroup<T>, panel + k * kPanel, kPanel, kPanel, store_depth / kGroup<T>);
+    } else {
+      load_tile(weight + k * a.columns + first, a.columns, depth, columns, tile);
+      pack_rows(tile, kPanel, panel + k * kPanel, store_depth);
+    }
+  }
+}
+
+template <typename T>
+void pack_any(const PackArgs& a, int64_t p) {
+  a.weight_bf16 ? pack<BFloat16, T>(a, p) : pack<float, T>(a, p);
+}
+
+}  // namespace
+
+void pack_panel(const PackArgs& a, int64_t p) {
+#if defined(CCT_BF16_PRODUCT)
+  if (a.bf16) return pack_any<BFloat16>(a, p);
+#endif
+  pack_any<float>(a, p);
+}
+
+}  // namespace cct::CCT_ISA
+
+#else
+#include <ATen/Parallel.h>
+
+#include "op.h"
+
+namespace cct {
+
+at::Tensor pack_weight(const at::Tensor& weight_in, bool transposed, int64_t group, bool bf16) {
+  const at::Tensor weight = weight_in.contiguous();
+  PackArgs a{};
+  a.weight = weight.const_data_ptr();
+  a.weight_bf16 = weight.scalar_type() == at::kBFloat16;
+  a.bf16 = bf16;
+  a.transposed = transposed;
+  a.columns = weight.size(transposed ? 0 : 1);
+  a.K = weight.size(transposed ? 1 : 0);
+  a.group = group ? group : a.columns;
+  const int64_t panels = a.columns / a.group * ((a.group + 63) / 64);
+  at::Tensor packed = at::empty({panels, (a.K + 31) / 32 * 32 * 64}, weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+  a.out = packed.data_ptr();
+  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p) CCT_CALL(pack_panel, a, p);
+  });
+  return packed;
+}
+
+}  // namespace cct
+#endif

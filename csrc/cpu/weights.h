@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace cct {
+
+// The panels of B (K, columns) in gemm.h's layout. Each `group` columns start a new panel (the heads of a qkv projection);
+// transposed: the weight is stored as B^T (columns, K), as nn.Linear does.
+struct PackArgs {
+  const void* weight;
+  void* out;
+  bool weight_bf16, bf16, transposed;
+  int64_t K, columns, group;
+};
+
+CCT_DECLARE(void pack_panel(const PackArgs& a, int64_t p))
+
+}  // namespace cct
