@@ -73,6 +73,15 @@ def test_global_random_state_is_neither_read_nor_changed():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("whole", [True, False], ids=["split-there", "batch-there"])
+def test_a_device_gives_the_same_batches(whole):
+    split = make_split()
+    there = run(split.to("cuda") if whole else split, device="cuda")
+    assert all(x.is_cuda and y.is_cuda for x, y in there)
+    assert_equal([(x.cpu(), y.cpu()) for x, y in there], run(split))
+
+
 def test_seed_and_epoch_change_order_and_crops():
     split = make_split(200)
     for change in ({"seed": 4}, {"epoch": 3}, {"seed": 3 + 2**32}):

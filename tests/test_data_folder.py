@@ -85,8 +85,8 @@ def test_resize_and_centre_crop_are_pillows(tmp_path):
         ((32, 32), (32, 32), 1.0, (32, 32), (0, 0, 32, 32)),
     ],
 )
-def test_fit(tmp_path, size, target, crop_pct, resized, box):
-    image = picture(tmp_path / "x.png", size)
+def test_fit(size, target, crop_pct, resized, box):
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     expected = image.resize(resized, Image.Resampling.BICUBIC).crop(box)
     assert np.array_equal(np.asarray(images.fit(image, target, crop_pct=crop_pct)), np.asarray(expected))
 
@@ -182,6 +182,14 @@ def test_unreadable_images_are_all_named(tree):
         cct.data.load("folder", tree)
     report = cct.data.check(tree)
     assert len(report.problems) == 1 and str(truncated) in report.problems[0] and not report.ok
+
+
+def test_a_long_list_of_unreadable_images_is_cut(tree):
+    for i in range(25):
+        (tree / "train/cat" / f"bad{i}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"25 of 51 images cannot be read") as error:
+        cct.data.load("folder", tree)
+    assert str(error.value).count("\n") == 21 and str(error.value).endswith("and 5 more")
 
 
 def test_load_image_names_the_file(tmp_path):

@@ -143,6 +143,9 @@ def test_the_other_set_with_the_same_file_names(small, tmp_path):
         cct.data.load("fashion_mnist", tmp_path / "data/MNIST/raw", download=False)
     report = cct.data.check(tmp_path / "data/MNIST/raw")
     assert report.ok and [part.facts["data set"] for part in report.parts] == ["mnist"]
+    write(tmp_path / "alone", small["fashion_mnist"])
+    report = cct.data.check(tmp_path / "alone")
+    assert report.ok and [part.facts["data set"] for part in report.parts] == ["fashion_mnist"]
     write(tmp_path / "both/mnist", small["mnist"])
     write(tmp_path / "both/fashion_mnist", small["fashion_mnist"])
     report = cct.data.check(tmp_path / "both")

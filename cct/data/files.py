@@ -38,7 +38,7 @@ def roots(data_dir=None) -> list[Path]:
 
 
 def checksum(data: bytes, algorithm="sha256") -> str:
-    return hashlib.new(algorithm, data).hexdigest()
+    return hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
 
 
 def expect_checksum(data: bytes, expected: str | None, where):
