@@ -4,6 +4,7 @@
 //   score_n = xhat_n . (g w) + const                       pooled = g * sum_n p_n xhat_n + b
 // and backward, with t_n = xhat_n . (g dout), D = sum_n p_n t_n, ds_n = p_n (t_n - D), U = sum_n p_n xhat_n, V = sum_n ds_n xhat_n:
 //   dw = g * V     dg = dout * U + w * V     db = dout     (sum p = 1, sum ds = 0)
+// Rounding leaves sum ds a little off zero, by about eps D, which would shift V by that times U: it is summed and taken out.
 //   dx_n = rstd_n * (p_n (g dout) + ds_n (g w) - A_n - xhat_n * E_n),  A and E the means that LayerNorm subtracts.
 // The bias of the score is inert: it is not even read, and its gradient is zero.
 #include "isa.h"
@@ -29,7 +30,7 @@ struct SeqPoolArgs {
 CCT_DECLARE(void seqpool_forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row))
 CCT_DECLARE(void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row))
 CCT_DECLARE(void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout,
-                                         float sum_score_weight, float* U, float* V, float* row))
+                                         float sum_score_weight, float* U, float* V, float* sum_ds, float* row))
 
 }  // namespace cct
 
@@ -103,11 +104,13 @@ void backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, fl
 
 template <typename T>
 void backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout, float sum_score_weight,
-                     float* U, float* V, float* row) {
+                     float* U, float* V, float* sum_ds, float* row) {
+  float total_ds = 0.f;
   for (int64_t n = n0; n < n1; ++n) {
     const int64_t token = b * a.N + n;
     saved_row<T>(a, token, row);
     const float p = a.prob[token], ds = p * (a.t[token] - D);
+    total_ds += ds;
     float scale = 1.f, shift = 0.f, slope = 0.f;
     if (a.norm) {  // score_n = xhat . (g w), recovered from the saved row rather than stored
       const float score = dot(row, a.score_weight, a.width);
@@ -127,6 +130,7 @@ void backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, fl
         store_part(dx + c, out, int(a.C - c));
     }
   }
+  *sum_ds = total_ds;
 }
 
 }  // namespace
@@ -140,9 +144,9 @@ void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_
 }
 
 void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout,
-                             float sum_score_weight, float* U, float* V, float* row) {
-  a.bf16 ? backward_tokens<BFloat16>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, row)
-         : backward_tokens<float>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, row);
+                             float sum_score_weight, float* U, float* V, float* sum_ds, float* row) {
+  a.bf16 ? backward_tokens<BFloat16>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, sum_ds, row)
+         : backward_tokens<float>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, sum_ds, row);
 }
 
 }  // namespace cct::CCT_ISA
@@ -293,7 +297,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
   a.dx = dx.data_ptr();
   const int64_t chunks = chunks_per_image(B, N), W = a.width;
   const float sum_score_weight = total(score_weight.data(), C);
-  std::vector<float> D(B * chunks), UV(B * chunks * 2 * W, 0.f);  // U and V of each chunk
+  std::vector<float> D(B * chunks), ds(B * chunks), UV(B * chunks * 2 * W, 0.f);  // U and V of each chunk
 
   auto scores = [&](int64_t i, float* row) {
     SeqPoolArgs image = a;
@@ -306,7 +310,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
     image.gout = gout.data() + b * W;
     CCT_CALL(seqpool_backward_tokens, image, b, i % chunks * N / chunks, (i % chunks + 1) * N / chunks,
              total(D.data() + b * chunks, chunks), total(image.gout, C), sum_score_weight, UV.data() + i * 2 * W,
-             UV.data() + (i * 2 + 1) * W, row);
+             UV.data() + (i * 2 + 1) * W, &ds[i], row);
   };
   for_slices(B * chunks, [&](int64_t first, int64_t last, int64_t) {
     std::vector<float> row(W, 0.f);
@@ -322,7 +326,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
     });
 
   const at::Tensor sums = at::from_blob(UV.data(), {B, chunks, 2, W}, f32).sum(1).narrow(2, 0, C);  // (B, 2, C)
-  const at::Tensor U = sums.select(1, 0), V = sums.select(1, 1), V_total = V.sum(0);
+  const at::Tensor U = sums.select(1, 0), sum_ds = at::from_blob(ds.data(), {B, chunks}, f32).sum(1, true);  // (B, C), (B, 1)
+  const at::Tensor V_total = (sums.select(1, 1) - sum_ds * U).sum(0);
   const at::Tensor dweight = (norm ? V_total * norm_weight->to(at::kFloat) : V_total).unsqueeze(0).to(x.scalar_type());
   const at::Tensor dout32 = dout.to(at::kFloat);
   const at::Tensor dnorm_weight =
