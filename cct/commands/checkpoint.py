@@ -7,14 +7,17 @@ from cct.training.config import ConfigError
 from cct.training.setup import make_model
 
 
-def open_checkpoint(path, model_name=None):
+def open_checkpoint(path, model_name=None, *, preprocessing=False):
     """(model in evaluation mode, the configuration beside its weights or {}) of a file, or of the best weights of a run.
 
-    model_name: for files that do not say which model they hold. Raises ConfigError or CheckpointError naming the file.
+    model_name: for files that do not say which model they hold. preprocessing: whether the file must say how to prepare images.
+    Raises ConfigError or CheckpointError naming the file.
     """
     path = Path(path)
     path = path / "best.safetensors" if path.is_dir() else path
     config = load_checkpoint(path)[1] or {}
+    if preprocessing and "preprocessing" not in config:
+        raise ConfigError(f"{path}: does not say how to prepare images; expected a .safetensors file of `cct train`")
     recorded = config.get("model", {})
     name = model_name or recorded.get("name")
     if name is None:

@@ -29,5 +29,5 @@ def run(args):
     import cct.data
 
     report = cct.data.check(args.what, args.data_dir)
-    Console(highlight=False).print(report)
+    Console(highlight=False).print(report, soft_wrap=True)
     return 0 if report.ok else 2

@@ -50,7 +50,8 @@ def run(args):
     if name is None:
         raise ConfigError(f"{args.checkpoint}: does not say what it was trained on; name the data with --data")
     spec = config.get("preprocessing", {})
-    data = cct.data.load(name, args.data_dir, img_size=tuple(spec.get("size", model.img_size)))
+    data_dir = args.data_dir if args.data_dir or args.data else _data_dir(args.checkpoint)
+    data = cct.data.load(name, data_dir, img_size=tuple(spec.get("size", model.img_size)))
     _check(args.checkpoint, model, config, data)
     split = getattr(data, args.split)
     if split is None:
@@ -66,6 +67,16 @@ def run(args):
     top5 = f", top-5 {percent(result['top5'])}" if result["top5"] is not None else ""
     images = f"{result['images']:,} images"
     print(f"{name} {args.split} top-1 {percent(result['top1'])}{top5}, loss {result['loss']:.4f} ({images})")
+
+
+def _data_dir(run):
+    """Where the data of the run in this folder lie, or None."""
+    from pathlib import Path
+
+    from cct.training.config import read_yaml
+
+    file = Path(run) / "config.yaml"
+    return read_yaml(file).get("data_dir") if file.is_file() else None
 
 
 def _check(path, model, config, data):

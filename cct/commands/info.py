@@ -1,5 +1,7 @@
 """`cct info`."""
 
+import textwrap
+
 from .parser import add_command
 
 EPILOG = """
@@ -23,13 +25,31 @@ def run(args):
     """Print the report."""
     if args.model is None:
         _overview()
-        return
+    else:
+        sizes = {name: getattr(args, name) for name in ("img_size", "num_classes", "in_chans")}
+        _describe(args.model, {name: value for name, value in sizes.items() if value is not None})
+
+
+def _describe(name, sizes):
     from cct.models.complexity import count_macs, count_parameters
     from cct.training.setup import make_model
 
-    chosen = {name: getattr(args, name) for name in ("img_size", "num_classes", "in_chans")}
-    model = make_model(args.model, **{name: value for name, value in chosen.items() if value is not None})
-    print(count_parameters(model), count_macs(model))
+    model = make_model(name, **sizes)
+    parameters, macs = count_parameters(model), count_macs(model)
+    tokens = model.classifier.positional_emb.shape[1] - model.classifier.leading_row
+    words = f", {parameters.words:,} of them word vectors" if parameters.words else ""
+    print(f"{name}: {type(model).__name__}, {model.num_classes} classes")
+    rows = [
+        ("parameters", f"{parameters.total:,} ({parameters.total / 1e6:.2f} M), {parameters.trainable:,} trainable{words}"),
+        (
+            "multiply-adds",
+            f"{macs.full / 1e9:.4f} G in full; {macs.layers_only / 1e9:.4f} G in conv and linear layers alone",
+        ),
+        ("as printed", f"{macs.paper / 1e9:.2f} G in the paper, {macs.first_release / 1e9:.3f} G in its first repository"),
+        ("tokens", f"{tokens} of {model.num_features} features"),
+    ]
+    for title, text in rows:
+        print(f"  {title:<14} {text}")
     print(model.fused_report())
 
 
@@ -38,8 +58,18 @@ def _overview():
 
     import torch
 
-    import cct_kernels
+    import cct
     from cct.models import list_models
+    from cct_kernels import dispatch
 
-    print("models\n  " + "\n  ".join(list_models()))
-    print(platform.python_version(), torch.__version__, cct_kernels)
+    print("models")
+    for family in ("cct", "cvt", "vit", "text"):
+        print(textwrap.fill(" ".join(list_models(f"{family}_*")), 118, initial_indent="  ", subsequent_indent="  "))
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print("machine")
+    print(f"  cct-kernels {cct.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}")
+    print(f"  CPU with {torch.get_num_threads()} threads; GPU: {', '.join(cuda) or 'none'}")
+    for device in ("cpu", *(("cuda",) if cuda else ())):
+        ops = ", ".join(f"{op} {backend}" for op, backend, _ in dispatch.report(device))
+        print(f"  kernels on {device}: {ops}")
+    print("`cct info MODEL` describes a model, `python -m cct_kernels` says why a kernel does not run here")

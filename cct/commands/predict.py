@@ -37,9 +37,7 @@ def run(args):
     if args.top < 1:
         raise ConfigError(f"--top: got {args.top}, expected at least 1")
     device = choose_device(args.device)
-    model, config = open_checkpoint(args.checkpoint)
-    if "preprocessing" not in config:
-        raise ConfigError(f"{args.checkpoint}: does not say how to prepare images; `cct predict` takes files of `cct train`")
+    model, config = open_checkpoint(args.checkpoint, preprocessing=True)
     model.to(device)
     names = config.get("classes") or [str(i) for i in range(model.num_classes)]
     results = []

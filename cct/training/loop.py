@@ -66,6 +66,7 @@ def resume(folder, overrides=None, *, log=None):
     setup = prepare(run_folder.restored_config(state, overrides), pretrained=False)
     run = _Run(setup, Path(folder), log)
     run.load(state)
+    run._write_metrics()  # the run may have been killed just before it did
     if note:
         log.line(note)
     return run.go()
@@ -183,6 +184,7 @@ class _Run:
         self.epoch += 1
         self._begin_epoch()
         self.save()
+        self._write_metrics()
         self.log.epoch(row, self.epochs, self.split, best)
         if time.monotonic() - self.drawn_at >= CURVE_SECONDS:
             self._draw()
@@ -210,14 +212,17 @@ class _Run:
     # Saving
 
     def save(self):
-        """Write the resume state and the metrics; RunError instead when the weights are not finite or the disk is full."""
+        """Write the resume state; RunError instead when the weights are not finite or the disk is full."""
         self._check_losses()
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             self._diverged("a weight is not finite", max(self.step - 1, 0))
         with saving(self.folder):
             run_folder.save_state(self.folder, self._state())
-            write_metrics(self.folder, self.rows)
         self.saved_at = time.monotonic()
+
+    def _write_metrics(self):
+        with saving(self.folder):
+            write_metrics(self.folder, self.rows)
 
     def _state(self):
         return {

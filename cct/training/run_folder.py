@@ -85,9 +85,17 @@ def save_state(folder, state):
     def write(temporary):
         temporary.write_bytes(buffer.getbuffer())
         if path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
+            _keep(path, path.with_name(PREVIOUS))
 
     write_atomically(path, write)
+
+
+def _keep(path, previous):
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
 
 
 def load_state(folder):

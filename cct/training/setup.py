@@ -1,6 +1,7 @@
 """From a configuration to the things of a run: device, threads, data, model, augmentation."""
 
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -29,12 +30,15 @@ def prepare(config, *, pretrained=True):
 
     Raises ConfigError or DataError.
     """
+    if config.model.startswith("text_"):
+        raise ConfigError(f"model: {config.model} reads text; expected an image model, see `cct info`")
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = cct.data.load(config.data, config.data_dir, img_size=config.img_size, val_split=config.val_split)
     config = dataclasses.replace(
         config,
+        data_dir=None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute()),
         device=str(device),
         threads=torch.get_num_threads(),
         warmup_epochs=warmup_epochs(config),
