@@ -1,17 +1,12 @@
 """What the autograd functions of all ops share."""
 
-import importlib
-
 import torch
 
 
 def kernels(op, backend):
     """forward and backward of an op's backend; every backend takes the arguments of the schemas in native.OPS."""
-    if backend == "triton":
-        launchers = importlib.import_module(f"cct_kernels.triton.{op}")
-        return launchers.forward, launchers.backward
-    native = torch.ops.cct_kernels
-    return getattr(native, f"{op}_forward"), getattr(native, f"{op}_backward")
+    library = torch.ops.cct_triton if backend == "triton" else torch.ops.cct_kernels
+    return getattr(library, f"{op}_forward"), getattr(library, f"{op}_backward")
 
 
 def compute_dtype(x):

@@ -11,7 +11,7 @@ TABLE = {
     ("layernorm_attention", "cpu"): ("reference",),
     ("layernorm_attention", "cuda"): ("reference",),
     ("layernorm_mlp", "cpu"): ("cpu", "reference"),
-    ("layernorm_mlp", "cuda"): ("reference",),
+    ("layernorm_mlp", "cuda"): ("triton", "reference"),
     ("seqpool", "cpu"): ("cpu", "reference"),
     ("seqpool", "cuda"): ("cuda", "triton", "reference"),
 }

@@ -3,6 +3,7 @@
 import torch
 
 from . import reference
+from .calls import kernels
 from .checks import expect_like, expect_optional, expect_positive, expect_tensor, shape_text
 from .dispatch import choose
 
@@ -35,7 +36,7 @@ def seqpool(x, weight, bias=None, *, norm_weight=None, norm_bias=None, eps=1e-5,
 class _SeqPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, norm_weight, norm_bias, eps, backend):
-        forward, _ = _kernels(backend)
+        forward, _ = kernels(OP, backend)
         out, lse, mean, rstd = forward(x, weight, norm_weight, norm_bias, eps)
         ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias, lse, mean, rstd)
         ctx.backend = backend
@@ -44,7 +45,7 @@ class _SeqPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         x, weight, bias, norm_weight, norm_bias, lse, mean, rstd = ctx.saved_tensors
-        _, backward = _kernels(ctx.backend)
+        _, backward = kernels(OP, ctx.backend)
         dx, dweight, dnorm_weight, dnorm_bias = backward(dout, x, weight, norm_weight, norm_bias, lse, mean, rstd)
         return (
             dx,
@@ -55,15 +56,6 @@ class _SeqPool(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _kernels(backend):
-    """forward and backward of a backend; both have the signatures in native.OPS."""
-    if backend == "triton":
-        from .triton import seqpool as launchers
-
-        return launchers.forward, launchers.backward
-    return torch.ops.cct_kernels.seqpool_forward, torch.ops.cct_kernels.seqpool_backward
 
 
 def _check(x, weight, bias, norm_weight, norm_bias, eps):

@@ -39,7 +39,7 @@ def parity(*ops):
     )
 
 
-@parity("seqpool")
+@parity("seqpool", "layernorm_mlp")
 def test_parity(case, dtype):
     with poisoned_memory():
         compare(case, dtype, on_triton(case.op))
@@ -63,9 +63,23 @@ def test_seqpool_one_program_an_image(monkeypatch):
         compare(case, torch.float32, on_triton("seqpool"))
 
 
-@pytest.mark.parametrize("op", ["seqpool"])
+@pytest.mark.parametrize("op", ["layernorm_mlp"])
+def test_autocast(op):
+    """float32 tensors, float16 products: no worse than PyTorch's autocast."""
+    case = small_cases(op)[3]
+    tensors = make_inputs(case, torch.float32)
+    plain = getattr(cct_kernels.reference, op)
+    dout = torch.randn(case.shapes["x"], generator=torch.Generator().manual_seed(1))
+    exact = run(plain, {n: t.double() for n, t in tensors.items()}, case.options, dout.double())
+    with torch.autocast("cpu", torch.float16):
+        own, ours = run(plain, tensors, case.options, dout), run(on_triton(op), tensors, case.options, dout)
+    for name, value in ours.items():
+        testing.assert_no_worse(name, value, own[name].to(value.dtype), exact[name], torch.float16)
+
+
+@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp"])
 def test_operators(op):
-    """Schema, fake kernel and aliasing of both operators; a full-graph compilation through the public op."""
+    """Schema, fake kernels and aliasing of the operators; a full-graph compilation through the public op."""
     case = small_cases(op)[-2]
     tensors = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float32).items()}
     function = on_triton(op)

@@ -1,4 +1,4 @@
-"""Triton kernels. Importing this package does not import triton; each op module does."""
+"""Triton kernels. Importing this package does not import triton; `load` does, and defines the operators cct_triton::*."""
 
 import importlib.util
 import os
@@ -15,14 +15,19 @@ def interpreted():
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def load():
+    """Defines the operators of every op that has Triton kernels."""
+    from . import layernorm_mlp, seqpool  # noqa: F401
+
+
 def why_not():
-    """Why Triton kernels cannot run on this machine, or None."""
+    """Why Triton kernels cannot run on this machine, or None: then they are loaded."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (it comes with the CUDA builds of PyTorch; else `pip install triton`)"
-    if interpreted():
-        return None
-    if not torch.cuda.is_available():
-        return "no CUDA GPU (torch.cuda.is_available() is False)"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
+    if not interpreted():
+        if not torch.cuda.is_available():
+            return "no CUDA GPU (torch.cuda.is_available() is False)"
+        if torch.cuda.get_device_capability() < (8, 0):
+            return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
+    load()
     return None

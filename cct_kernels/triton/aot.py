@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 import cct_kernels
 
 from .. import dispatch, testing
-from . import launch
+from . import launch, load
 
 
 class _Driver:
@@ -40,8 +40,12 @@ class _Driver:
         return GPUTarget("cuda", int(self.arch.removeprefix("sm_")), 32)
 
 
-def compiled(arch, case, dtype, backward=True):
-    """The distinct kernels that a case of testing.py launches on `arch`, in the order of their launches."""
+def compiled(arch, case, dtype, autocast=None, backward=True):
+    """The distinct kernels that a case of testing.py launches on `arch`, in the order of their launches.
+
+    autocast: the dtype of torch.autocast around the call, or None.
+    """
+    load()
     kernels = []
 
     def compile_instead(self, grid):
@@ -62,6 +66,8 @@ def compiled(arch, case, dtype, backward=True):
         replace(triton.runtime.driver, "_active", _Driver(arch))
         replace(launch, "architecture", lambda device: arch)
         replace(launch, "LAUNCH_ON_META", True)
+        replace(torch, "is_autocast_enabled", lambda device: autocast is not None)  # the real one does not know "meta"
+        replace(torch, "get_autocast_dtype", lambda device: autocast)
         replace(dispatch, "machine_why_not", lambda backend: None)
         replace(dispatch, "TABLE", dispatch.TABLE | {(case.op, "meta"): ("triton",)})
 

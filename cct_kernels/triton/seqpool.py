@@ -22,8 +22,7 @@ import triton.language as tl
 from .. import native
 from . import launch
 
-# Largest C of a shape class -> (tokens a step, warps). A step is 4096 numbers, 32 registers a thread of four warps: with 8192 a
-# C that is no multiple of 16 spills.
+# Largest C of a shape class -> (tokens a step, warps). A step is 4096 numbers, 32 registers a thread of four warps.
 _CONFIG = {64: (64, 4), 128: (32, 4), 256: (16, 4), 512: (8, 4), 1024: (4, 4), 2048: (4, 8), 4096: (2, 8)}
 CONFIGS = {"sm_80": _CONFIG, "sm_86": _CONFIG, "sm_90": _CONFIG, "sm_100": _CONFIG}
 _LONGEST = (1, 16)
@@ -32,6 +31,8 @@ _LONGEST = (1, 16)
 def _config(C, device):
     table = CONFIGS[launch.architecture(device)]
     block_n, warps = next((config for most, config in table.items() if most >= C), _LONGEST)
+    if C % 16:  # loads of single numbers: half the step, or their addresses spill
+        block_n = triton.cdiv(block_n, 4)
     return {"BLOCK_N": block_n, "BLOCK_C": max(16, triton.next_power_of_2(C)), "num_warps": warps}
 
 
