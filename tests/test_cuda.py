@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cct_kernels import native
+from cct_kernels import native, reference
 from cct_kernels.dispatch import TABLE
-from cct_kernels.testing import _seqpool, cases, compare, make_inputs, poisoned_memory
+from cct_kernels.testing import _seqpool, assert_no_worse, cases, compare, make_inputs, max_error, poisoned_memory, run
 
 seqpool_op = importlib.import_module("cct_kernels.seqpool")  # the module; the package's name of it is the function
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +137,7 @@ def emulated(tmp_path_factory):
 
 @pytest.fixture
 def seqpool(emulated, monkeypatch):
-    monkeypatch.setattr(seqpool_op, "_kernels", lambda backend: (emulated.seqpool_forward, emulated.seqpool_backward))
+    monkeypatch.setattr(seqpool_op, "kernels", lambda *_: (emulated.seqpool_forward, emulated.seqpool_backward))
 
     def call(x, weight, bias=None, *, norm_weight=None, norm_bias=None, eps=1e-5):
         return seqpool_op._SeqPool.apply(x, weight, bias, norm_weight, norm_bias, eps, "cuda")
@@ -204,6 +204,26 @@ def test_seqpool_nan_and_large_scores(seqpool):
     tensors["x"][1, 5, 3] = float("nan")
     out = seqpool(**tensors)
     assert out[1].isnan().all() and not out[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64], ids=["whole_images", "cut_images"])
+def test_seqpool_with_a_part_common_to_all_tokens(seqpool, monkeypatch, multiprocessors):
+    """D is far larger than the differences of t from it: the sum of ds, zero but for rounding, must not reach dweight."""
+    monkeypatch.setenv("CCT_EMULATE_MULTIPROCESSORS", str(multiprocessors))
+    plain = cases("seqpool")[7]
+    for seed in range(3):
+        tensors = make_inputs(plain, torch.float32, seed=seed)
+        tensors["x"] += 100
+        exact, torch_own, ours = (
+            run(function, {n: t.to(dtype) for n, t in tensors.items()}, {}, torch.ones(5, 256, dtype=dtype))["dweight"]
+            for function, dtype in (
+                (reference.seqpool, torch.float64),
+                (reference.seqpool, torch.float32),
+                (seqpool, torch.float32),
+            )
+        )
+        assert_no_worse("dweight", ours, torch_own, exact, torch.float32)
+        assert max_error(ours, exact) < 1e-3 * exact.abs().max()
 
 
 def test_seqpool_checks_what_it_indexes_by(emulated):

@@ -36,8 +36,10 @@ struct Params {
   const void *x, *weight, *norm_weight, *norm_bias, *dout;  // norm_weight, norm_bias: or nullptr
   void *out, *dx;
   float *lse, *mean, *rstd;  // (B), (B, N); mean and rstd nullptr without norm. Written by forward, read by backward
-  float* partials;           // forward: (B, chunks, C + 2) sum of exp * xhat, max, sum of exp; backward: (B, chunks, 3, C)
-  float* delta;              // (B, chunks), each chunk's part of D; nullptr when an image is one chunk
+  float* partials;           // of cut images: (B, chunks, C + 2) sum of exp * xhat, max and sum of exp in forward,
+                             // (B, chunks, 2 C + 1) V, U and sum of ds in backward
+  float* delta;              // (B, chunks) of cut images, each chunk's part of D
+  float* sums;               // (B, 3, C), the terms of the parameter gradients of each image
   int resident;              // trips whose rows backward keeps in shared memory for its second pass
 
   __device__ int first_token(int chunk) const { return int(int64_t(chunk) * N / chunks); }
@@ -113,6 +115,18 @@ __device__ void join_groups(const Place<T, G, Threads>& at, int C, float* buffer
     f(c, sum);
   }
   __syncthreads();
+}
+
+// The sum over the groups of what all lanes of a group agree on.
+template <typename T, int G, int Threads>
+__device__ float total_of_groups(const Place<T, G, Threads>& at, float value) {
+  __shared__ float parts[at.kGroups];
+  __syncthreads();  // the last call has been read
+  if (at.lane == 0) parts[at.group] = value;
+  __syncthreads();
+  float sum = 0.f;
+  for (int g = 0; g < at.kGroups; ++g) sum += parts[g];
+  return sum;
 }
 
 // ---- forward ----
@@ -236,21 +250,15 @@ struct Token {
 template <typename T, int G, int E, int Threads>
 __device__ float delta_pass(const Params& a, const Place<T, G, Threads>& at, const float (&score_weight)[E],
                             const float (&gout)[E], Row<T, G, E>* tile) {
-  constexpr int kGroups = at.kGroups;
-  __shared__ float parts[kGroups];
   Rows<T, G, E, Threads> rows(a, at);
   float sum = 0.f;
-  for (int first = at.n0, trip = 0; first < at.n1; first += kGroups, ++trip) {
+  for (int first = at.n0, trip = 0; first < at.n1; first += at.kGroups, ++trip) {
     const Row<T, G, E> row = rows.take();
     if (trip < a.resident) tile[trip * Threads + threadIdx.x] = row;
     const Token<T, G, E> token(a, at.b, min(first + at.group, at.n1 - 1), row, score_weight, gout);
     if (first + at.group < at.n1) sum += token.p * token.t;
   }
-  if (at.lane == 0) parts[at.group] = sum;
-  __syncthreads();
-  float delta = 0.f;
-  for (int g = 0; g < kGroups; ++g) delta += parts[g];
-  return delta;
+  return total_of_groups(at, sum);
 }
 
 template <typename T, int G, int E, int Threads>
@@ -263,7 +271,18 @@ __global__ void __launch_bounds__(Threads) seqpool_backward_delta_kernel(Params 
   if (threadIdx.x == 0) a.delta[blockIdx.x] = delta;
 }
 
-// dx, and this chunk's V, dout * U and (the first chunk of an image) dout as partial sums of the parameter gradients.
+// The terms that the parameter gradients sum over the images. Rounding leaves the sum of ds a little off zero, by about eps D,
+// which would shift V by that times U: it is taken out.
+template <typename T>
+__device__ void write_sums(const Params& a, int b, int c, float V, float U, float sum_ds) {
+  const float dout = to_float(static_cast<const T*>(a.dout)[int64_t(b) * a.C + c]);
+  float* sums = a.sums + int64_t(b) * 3 * a.C;
+  sums[c] = V - sum_ds * U;
+  sums[a.C + c] = dout * U;
+  sums[2 * a.C + c] = dout;
+}
+
+// dx, and V, U and the sum of ds of this chunk.
 template <typename T, int G, int E, int Threads>
 __global__ void __launch_bounds__(Threads, blocks_in_registers(E, Threads, kBackwardResident))
     seqpool_backward_kernel(Params a) {
@@ -274,10 +293,9 @@ __global__ void __launch_bounds__(Threads, blocks_in_registers(E, Threads, kBack
   CCT_DYNAMIC_SHARED(dynamic_shared);
   ThisRow* tile = reinterpret_cast<ThisRow*>(dynamic_shared);
 
-  const T* dout = static_cast<const T*>(a.dout) + int64_t(at.b) * a.C;
-  float score_weight[E], gout[E], sums[2] = {}, U[E] = {}, V[E] = {};
+  float score_weight[E], gout[E], sums[2] = {}, U[E] = {}, V[E] = {}, sum_ds = 0.f;
   load_scaled<T, G>(a, a.weight, at.lane, score_weight);
-  load_scaled<T, G>(a, dout, at.lane, gout);
+  load_scaled<T, G>(a, static_cast<const T*>(a.dout) + int64_t(at.b) * a.C, at.lane, gout);
 #pragma unroll
   for (int i = 0; i < E; ++i) sums[0] += gout[i], sums[1] += score_weight[i];
   group_sum<G>(sums);
@@ -296,6 +314,7 @@ __global__ void __launch_bounds__(Threads, blocks_in_registers(E, Threads, kBack
     const Token<T, G, E> token(a, at.b, n, row, score_weight, gout);
     if (first + at.group >= at.n1) break;  // the last trip
     const float ds = token.p * (token.t - delta);
+    sum_ds += ds;
     float shift = 0.f, slope = 0.f;  // what LayerNorm subtracts: the mean, and the part along xhat
     if (a.mean) {
       shift = (token.p * sums[0] + ds * sums[1]) / float(a.C);
@@ -311,13 +330,28 @@ __global__ void __launch_bounds__(Threads, blocks_in_registers(E, Threads, kBack
     dx.store(static_cast<T*>(a.dx) + (int64_t(at.b) * a.N + n) * a.C, a.C, at.lane, a.vectorised);
   }
 
-  float* partial = a.partials + blockIdx.x * int64_t(3) * a.C;
+  sum_ds = total_of_groups(at, sum_ds);
+  float* partial = a.chunks == 1 ? a.sums + int64_t(at.b) * 3 * a.C : a.partials + blockIdx.x * (2 * int64_t(a.C) + 1);
   join_groups<T, G, E>(at, a.C, buffer, V, [&](int c, float sum) { partial[c] = sum; });
   join_groups<T, G, E>(at, a.C, buffer, U, [&](int c, float sum) {
-    const float d = to_float(dout[c]);
-    partial[a.C + c] = d * sum;
-    partial[2 * a.C + c] = at.chunk == 0 ? d : 0.f;
+    if (a.chunks == 1) return write_sums<T>(a, at.b, c, partial[c], sum, sum_ds);
+    partial[a.C + c] = sum;
+    if (c == 0) partial[2 * a.C] = sum_ds;
   });
+}
+
+// One block for each image joins its chunks.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) seqpool_backward_join_kernel(Params a) {
+  const int64_t stride = 2 * int64_t(a.C) + 1;
+  const float* partials = a.partials + int64_t(blockIdx.x) * a.chunks * stride;
+  auto total = [&](int i) {
+    float sum = 0.f;
+    for (int k = 0; k < a.chunks; ++k) sum += partials[k * stride + i];
+    return sum;
+  };
+  const float sum_ds = total(2 * a.C);
+  for (int c = threadIdx.x; c < a.C; c += kThreads) write_sums<T>(a, blockIdx.x, c, total(c), total(a.C + c), sum_ds);
 }
 
 // The parameter gradients from (rows, 3, C) sums:  dw = g * V,  dg = dout * U + w * V,  db = dout.
@@ -450,11 +484,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> seqpool_backward(const Tensor& dout_i
   a.lse = floats(lse);
   a.mean = norm_weight ? floats(mean) : nullptr;
   a.rstd = norm_weight ? floats(rstd) : nullptr;
-  const int rows = int(B * a.chunks), slices = slices_of(rows);
-  const Tensor partials = empty(x, {rows, 3, C}, ScalarType::Float), sums = empty(x, {slices, 3, C}, ScalarType::Float);
-  const Tensor delta = empty(x, {a.chunks == 1 ? 0 : rows}, ScalarType::Float);
+  const int64_t cut = a.chunks == 1 ? 0 : B * a.chunks;
+  const int slices = slices_of(int(B));
+  const Tensor partials = empty(x, {cut, 2 * C + 1}, ScalarType::Float), delta = empty(x, {cut}, ScalarType::Float),
+               sums = empty(x, {B, 3, C}, ScalarType::Float), slice_sums = empty(x, {slices, 3, C}, ScalarType::Float);
   a.partials = floats(partials);
   a.delta = floats(delta);
+  a.sums = floats(sums);
 
   with_layout(dtype, a.C, [&](auto type, auto layout) {
     using T = typename decltype(type)::type;
@@ -466,15 +502,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> seqpool_backward(const Tensor& dout_i
       a.resident = int(std::clamp<int64_t>((device.shared_bytes() / kBackwardResident - fixed) / trip, 0, trips));
       shared = a.resident * trip;
     } else {
-      device.launch(seqpool_backward_delta_kernel<T, L::G, L::E, L::Threads>, rows, L::Threads, 0, a);
+      device.launch(seqpool_backward_delta_kernel<T, L::G, L::E, L::Threads>, cut, L::Threads, 0, a);
     }
-    device.launch(seqpool_backward_kernel<T, L::G, L::E, L::Threads>, rows, L::Threads, shared, a);
+    device.launch(seqpool_backward_kernel<T, L::G, L::E, L::Threads>, B * a.chunks, L::Threads, shared, a);
+    if (cut) device.launch(seqpool_backward_join_kernel<T>, B, kThreads, 0, a);
 
     const dim3 block(kSumColumns, kSumRows);
     if (slices)
-      device.launch(slice_sums_kernel, dim3(sum_blocks(3 * C), slices), block, 0, a.partials, rows, int(3 * C), floats(sums));
-    device.launch(seqpool_parameter_gradients_kernel<T>, sum_blocks(C), block, 0, a, slices ? floats(sums) : a.partials,
-                  slices ? slices : rows, static_cast<T*>(dweight.mutable_data_ptr()),
+      device.launch(slice_sums_kernel, dim3(sum_blocks(3 * C), slices), block, 0, a.sums, int(B), int(3 * C),
+                    floats(slice_sums));
+    device.launch(seqpool_parameter_gradients_kernel<T>, sum_blocks(C), block, 0, a, slices ? floats(slice_sums) : a.sums,
+                  slices ? slices : int(B), static_cast<T*>(dweight.mutable_data_ptr()),
                   norm_weight ? static_cast<T*>(dnorm_weight.mutable_data_ptr()) : nullptr,
                   norm_bias ? static_cast<T*>(dnorm_bias.mutable_data_ptr()) : nullptr);
   });
