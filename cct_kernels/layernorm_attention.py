@@ -3,6 +3,7 @@
 import torch
 
 from . import reference
+from .calls import compute_dtype, draw_seed, kernels
 from .checks import (
     expect_int,
     expect_like,
@@ -34,9 +35,11 @@ def layernorm_attention(
         mask: bool (B, N), True for a valid token, or None. A pair counts when both tokens are valid; the row of an invalid
             token is uniform over all N keys, as in the official text models.
         attn_dropout, dropout: probabilities p, 0 <= p < 1, on the attention weights and after the projection.
-        drop_path_scale: (B,), the per-sample stochastic-depth factor s (0, or 1 / keep), or None for 1.
+        drop_path_scale: (B,), the per-sample stochastic-depth factor s (0, or 1 / keep), or None for 1; a constant.
         seed: int64 (2,) = (seed, offset) of the counter-based masks (philox.py); None draws from PyTorch's generator.
         backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
+
+    Under autocast the products run in its dtype; x, the parameters and the result keep theirs.
 
     Returns: (B, N, C) in the dtype of x. Sums, softmax and statistics are float32 (float64 for float64 input).
     Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
@@ -44,16 +47,51 @@ def layernorm_attention(
     """
     _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask)
     _check_training(x, attn_dropout, dropout, drop_path_scale, seed, eps)
-    choose(OP, x, backend)
-    return reference.layernorm_attention(
-        x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads=num_heads, qkv_bias=qkv_bias, mask=mask,
-        attn_dropout=attn_dropout, dropout=dropout, drop_path_scale=drop_path_scale, seed=seed, eps=eps,
+    backend = choose(OP, x, backend)
+    if backend == "reference":
+        return reference.layernorm_attention(
+            x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads=num_heads, qkv_bias=qkv_bias, mask=mask,
+            attn_dropout=attn_dropout, dropout=dropout, drop_path_scale=drop_path_scale, seed=seed, eps=eps,
+        )  # fmt: skip
+    if seed is None and (attn_dropout > 0.0 or dropout > 0.0):
+        seed = draw_seed(x.device)
+    return _LayerNormAttention.apply(
+        x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, qkv_bias, num_heads, mask,
+        attn_dropout, dropout, drop_path_scale, seed, eps, compute_dtype(x), backend, torch.is_grad_enabled(),
     )  # fmt: skip
+
+
+class _LayerNormAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        *tensors, qkv_bias, num_heads, mask, attn_dropout, dropout, scale, seed, eps, compute, backend, grad = args
+        options = attn_dropout, dropout, scale, seed, eps, compute
+        forward, _ = kernels(OP, backend)
+        keep = grad and any(ctx.needs_input_grad)
+        out, *saved = forward(*tensors, num_heads, qkv_bias, mask, *options, keep)
+        if keep:
+            ctx.save_for_backward(*tensors, qkv_bias, mask, scale, seed, *saved)
+            ctx.options = num_heads, attn_dropout, dropout, eps, compute, backend
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        *tensors, qkv_bias, mask, scale, seed, mean, rstd, qkv, o, lse = ctx.saved_tensors
+        num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
+        options = attn_dropout, dropout, scale, seed, eps, compute
+        _, backward = kernels(OP, backend)
+        need_weights = any(ctx.needs_input_grad[1:7])
+        saved = mean, rstd, qkv, o, lse, need_weights
+        gradients = backward(dout, *tensors, num_heads, qkv_bias, mask, *options, *saved)
+        wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+        return (*wanted, *[None] * 10)
 
 
 def _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask):
     expect_tensor(OP, "x", x, ndim=3)
     B, N, C = x.shape
+    if N == 0 or C == 0:
+        raise ValueError(f"{OP}: x has shape {shape_text(x.shape)}; expected at least one token and one channel")
     expect_int(OP, "num_heads", num_heads, 1)
     if C % num_heads:
         raise ValueError(f"{OP}: num_heads is {num_heads}; expected a divisor of {C}, the last dimension of x")

@@ -16,7 +16,24 @@ _MLP = (
     "ScalarType compute"
 )
 
+_ATTENTION = (
+    "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor qkv_weight, Tensor proj_weight, Tensor? proj_bias, "
+    "int num_heads, Tensor? qkv_bias, Tensor? mask, float attn_dropout, float dropout, Tensor? drop_path_scale, "
+    "Tensor? seed, float eps, ScalarType compute"
+)
+
+_CONV = "int[2] stride, int[2] padding, bool relu, int[6] pool, ScalarType compute"
+
 OPS = {
+    "conv_tokenizer_forward": f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, bool keep) -> (Tensor out, Tensor winner)",
+    "conv_tokenizer_backward": f"(Tensor dout, Tensor x, Tensor weight, Tensor winner, {_CONV}, bool[3] output_mask) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias)",
+    "layernorm_attention_forward": f"({_ATTENTION}, bool keep) -> "
+    "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse)",
+    "layernorm_attention_backward": f"(Tensor dout, {_ATTENTION}, "
+    "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, bool need_weights) -> "
+    "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dqkv_weight, Tensor dproj_weight, "
+    "Tensor dproj_bias, Tensor dqkv_bias)",
     "layernorm_mlp_forward": f"({_MLP}) -> (Tensor out, Tensor mean, Tensor rstd)",
     "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dfc1_weight, Tensor dfc1_bias, "
@@ -28,9 +45,51 @@ OPS = {
 }
 
 
+def _round_up(n, multiple):
+    return (n + multiple - 1) // multiple * multiple
+
+
 def _define():
     for name, schema in OPS.items():
         torch.library.define(f"cct_kernels::{name}", schema)
+
+    @torch.library.register_fake("cct_kernels::conv_tokenizer_forward")
+    def _(x, weight, bias, stride, padding, relu, pool, compute, keep):
+        (B, _, *size), (C, _, *kernel) = x.shape, weight.shape
+        size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)]
+        size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, pool[:2], pool[2:4], pool[4:], strict=True)]
+        N = size[0] * size[1]
+        kept = B if keep and (relu or pool[0] * pool[1] > 1) else 0
+        return x.new_empty(B, N, C), x.new_empty(kept, N, _round_up(C, 64), dtype=torch.uint8)
+
+    @torch.library.register_fake("cct_kernels::conv_tokenizer_backward")
+    def _(dout, x, weight, winner, stride, padding, relu, pool, compute, output_mask):
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        dx = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
+        new = weight.new_empty
+        shapes = (weight.shape, weight.shape[:1])
+        dx = dx if output_mask[0] else x.new_empty(0)
+        return dx, *(new(shape if wanted else 0) for shape, wanted in zip(shapes, output_mask[1:], strict=True))
+
+    @torch.library.register_fake("cct_kernels::layernorm_attention_forward")
+    def _(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, *rest):
+        (B, N, C), hd = x.shape, x.shape[2] // num_heads
+        compute, keep = rest[-2:]
+        images, rows = B if keep else 0, _round_up(N, 32)
+        product = compute
+        if x.device.type == "cpu" and not torch.ops.cct_kernels.cpu_multiplies_bfloat16():
+            product = torch.float32
+        qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=product)
+        o = x.new_empty(images, rows, _round_up(C, 64), dtype=product)
+        stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)
+        return x.new_empty(x.shape), stats, torch.empty_like(stats), qkv, o, lse
+
+    @torch.library.register_fake("cct_kernels::layernorm_attention_backward")
+    def _(dout, x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, *rest):
+        C, need_weights = x.shape[2], rest[-1]
+        new = qkv_weight.new_empty
+        dqkv, dproj = (new(3 * C, C), new(C, C)) if need_weights else (new(0), new(0))
+        return x.new_empty(x.shape), new(C), new(C), dqkv, dproj, new(C), new(0 if qkv_bias is None else 3 * C)
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_forward")
     def _(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute):

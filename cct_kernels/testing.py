@@ -35,6 +35,22 @@ def _seqpool(name, why, B, N, C, norm=True):
     return Case("seqpool", name, why, shapes, {})
 
 
+def _attention(name, why, B, N, C, num_heads, attn_dropout=0.0, dropout=0.0, mask=False, drop_path=False, qkv_bias=False):
+    shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C)}
+    shapes |= {"proj_weight": (C, C), "proj_bias": (C,)}
+    options = {"num_heads": num_heads}
+    if qkv_bias:
+        shapes |= {"qkv_bias": (3 * C,)}
+    if mask:
+        shapes |= {"mask": (B, N)}
+    if attn_dropout or dropout:
+        options |= {"attn_dropout": attn_dropout, "dropout": dropout}
+        shapes |= {"seed": (2,)}
+    if drop_path:
+        shapes |= {"drop_path_scale": (B,)}
+    return Case("layernorm_attention", name, why, shapes, options)
+
+
 def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
     shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
     shapes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
@@ -51,6 +67,18 @@ def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
 
 
 CASES = [
+    _attention("B2_N256_C256_H4", "CCT-7/3x1", 2, 256, 256, 4),
+    _attention("B3_N64_C128_H2", "CCT-2/3x2, odd batch", 3, 64, 128, 2),
+    _attention("B1_N196_C384_H6", "CCT-14/7x2, one image shared by the threads", 1, 196, 384, 6),
+    _attention("B2_N65_C256_H4", "ViT-Lite-7/4 with its class token", 2, 65, 256, 4),
+    _attention("B2_N33_C300_H4", "text Transformer: head dim 75", 2, 33, 300, 4),
+    _attention("B3_N1_C64_H1", "a single token", 3, 1, 64, 1),
+    _attention("B2_N7_C12_H3", "narrower than any vector", 2, 7, 12, 3),
+    _attention("B1_N1030_C64_H2", "long", 1, 1030, 64, 2),
+    _attention("B3_N70_C128_H2_train", "both dropouts and drop-path", 3, 70, 128, 2, 0.2, 0.3, drop_path=True),
+    _attention("B3_N34_C128_H2_mask", "key mask with an empty row", 3, 34, 128, 2, mask=True),
+    _attention("B3_N40_C96_H2_mask_train", "mask, dropout, qkv bias", 3, 40, 96, 2, 0.2, 0.1, mask=True, qkv_bias=True),
+    _attention("B0_N64_C128_H2", "empty batch", 0, 64, 128, 2),
     _mlp("B2_N256_C256_F512", "CCT-7/3x1", 2, 256, 256, 512),
     _mlp("B3_N64_C128_F128", "CCT-2/3x2, odd batch", 3, 64, 128, 128),
     _mlp("B1_N196_C384_F1152", "CCT-14/7x2", 1, 196, 384, 1152),
@@ -87,6 +115,10 @@ def make_inputs(case, dtype, device="cpu", seed=0):
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
         if name == "seed":
             tensors[name] = torch.tensor([1234567890123, 7], device=device)
+            continue
+        if name == "mask":  # lengths from the whole sequence down to nothing
+            lengths = torch.linspace(shape[1], 0, shape[0]).long()[:, None]
+            tensors[name] = (torch.arange(shape[1]) < lengths).to(device)
             continue
         if name == "drop_path_scale":  # some samples dropped, the others scaled
             value = (value > -0.5) * 1.25

@@ -6,12 +6,14 @@
 
 namespace cct::CCT_ISA {
 
-// exp(x) for x <= 0, as softmax needs it: absolute error below 1e-7 (degree 5), or 1e-4 for a result that becomes BFloat16
-// (degree 3). Below -86 the result stays near 1e-37. Minimax polynomials of 2^f on |f| <= 1/2.
+constexpr float kLog2e = 1.44269504f;
+
+// 2^x for x <= 0, as softmax needs it: absolute error below 1e-7 (degree 5), or 1e-4 for a result that becomes BFloat16
+// (degree 3). Below -124 the result stays near 1e-37. Minimax polynomials of 2^f on |f| <= 1/2.
 template <typename T>
-CCT_INLINE Vec exp_negative(Vec x) {
+CCT_INLINE Vec exp2_negative(Vec x) {
   const Vec magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec t = max(x, set(-86.f)) * 1.44269504f;
+  const Vec t = max(x, set(-124.f));
   const Vec shifted = t + magic;
   const Vec f = t - (shifted - magic);
   Vec p;
@@ -27,6 +29,11 @@ CCT_INLINE Vec exp_negative(Vec x) {
     p = p * f + 1.00000007f;
   }
   return (Vec)((VecI)p + ((VecI)shifted << 23));  // the low bits of `shifted` are the integer
+}
+
+template <typename T>
+CCT_INLINE Vec exp_negative(Vec x) {
+  return exp2_negative<T>(x * kLog2e);
 }
 
 // GELU(x) = x Phi(x), exact (erf) form, and its derivative Phi(x) + x phi(x).

@@ -119,6 +119,17 @@ CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, co
   if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
 }
 
+#if !defined(__FMA__)
+// Without fused multiply-add every product is rounded as well; sums in pieces of 32 keep the error of the other sets.
+template <bool kAdd, typename T>
+CCT_INLINE void piecewise_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+  constexpr int64_t kPiece = 32;
+  vector_product<kAdd>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc);
+  for (int64_t k = kPiece; k < K; k += kPiece)
+    vector_product<true>(M, K - k < kPiece ? K - k : kPiece, A + k, lda, panel + k * kPanel, C, ldc);
+}
+#endif
+
 #if defined(__AMX_BF16__)
 // 32 rows: two tiles down, two across, for each half of the panel.
 template <bool kAdd>
@@ -201,7 +212,11 @@ CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* 
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
 #endif
+#if defined(__FMA__)
   vector_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+#else
+  piecewise_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+#endif
 }
 
 // epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may

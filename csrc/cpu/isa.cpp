@@ -77,5 +77,6 @@ Isa isa() {
 
 TORCH_LIBRARY_FRAGMENT(cct_kernels, m) {
   m.def("cpu_isa() -> str", [] { return std::string(cct::kNames[static_cast<int>(cct::isa())]); });
+  m.def("cpu_multiplies_bfloat16() -> bool", [] { return cct::isa() >= cct::Isa::kAvx512Bf16; });
   m.def("set_cpu_isa(str name) -> ()", [](std::string name) { cct::g_isa = static_cast<int>(cct::parse(name)); });
 }

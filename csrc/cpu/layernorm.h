@@ -64,6 +64,17 @@ CCT_INLINE void normalise_row_saved(const T* x, int64_t C, float* row, float mea
   normalise(row, C, mean, rstd);
 }
 
+// row = xhat in, y = xhat * gamma + beta out, as float and as T; zeros from C to Cp, as gamma and beta have them.
+template <typename T>
+CCT_INLINE void affine(float* row, T* y, const float* gamma, const float* beta, int64_t C, int64_t Cp) {
+  for (int64_t c = round_up(C, kLanes); c < Cp; c += kLanes) store(row + c, Vec{});
+  for (int64_t c = 0; c < Cp; c += kLanes) {
+    const Vec v = load(row + c) * load(gamma + c) + load(beta + c);
+    store(row + c, v);
+    store(y + c, v);
+  }
+}
+
 // Sums over rows in two levels: a long chain of float32 additions would lose digits. `part` goes into `total` every 32 rows.
 constexpr int64_t kSumRows = 32;
 CCT_INLINE void flush_sums(float* part, float* total, int64_t width) {

@@ -52,25 +52,7 @@ CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, in
 namespace cct::CCT_ISA {
 namespace {
 
-template <typename T>
-CCT_INLINE T* take(char*& scratch, int64_t count) {
-  T* out = reinterpret_cast<T*>(scratch);
-  scratch += round_up(count * sizeof(T), 4096) + 256;  // not all buffers on the same cache sets
-  return out;
-}
-
 CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
-
-// row = xhat in, y = xhat * gamma + beta out, as float and as T.
-template <typename T>
-CCT_INLINE void affine(float* row, T* y, const float* gamma, const float* beta, int64_t C, int64_t Cp) {
-  for (int64_t c = round_up(C, kLanes); c < Cp; c += kLanes) store(row + c, Vec{});
-  for (int64_t c = 0; c < Cp; c += kLanes) {
-    const Vec v = load(row + c) * load(gamma + c) + load(beta + c);
-    store(row + c, v);
-    store(y + c, v);
-  }
-}
 
 template <typename X, typename T>
 void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
@@ -311,12 +293,6 @@ struct MlpCall {
   }
 };
 
-int64_t scratch_bytes(std::initializer_list<int64_t> floats) {
-  int64_t bytes = 0;
-  for (int64_t n : floats) bytes += (n * 4 + 4095) / 4096 * 4096 + 256;
-  return bytes;
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
     const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
@@ -378,7 +354,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, start, n).to(dtype, false, true); };
   at::Tensor dw1 = at::empty({0}, fc1_weight.options()), dw2 = at::empty({0}, fc1_weight.options());
   if (need_weights) {
-    dw1 = total.narrow(0, 0, dw).view({Fp / 64, Cp, 64}).transpose(1, 2).reshape({Fp, Cp}).narrow(0, 0, F).narrow(1, 0, C).to(dtype).contiguous();
+    dw1 = total.narrow(0, 0, dw).view({Fp / 64, Cp, 64}).transpose(1, 2).reshape({Fp, Cp}).narrow(0, 0, F).narrow(1, 0, C).to(dtype, false, true).contiguous();
     dw2 = total.narrow(0, dw, dw).view({Cp, Fp}).narrow(0, 0, C).narrow(1, 0, F).to(dtype, false, true).contiguous();
   }
   return {dx, vector(2 * dw + Fp + Cp, C), vector(2 * dw + Fp + 2 * Cp, C), dw1, vector(2 * dw, F), dw2, vector(2 * dw + Fp, C)};

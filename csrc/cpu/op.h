@@ -49,6 +49,13 @@ inline char* thread_scratch(size_t bytes) {
   return memory.get();
 }
 
+// Scratch for buffers of so many floats each, as `take` in simd.h deals it out.
+inline int64_t scratch_bytes(std::initializer_list<int64_t> floats) {
+  int64_t bytes = 0;
+  for (int64_t n : floats) bytes += (n * 4 + 4095) / 4096 * 4096 + 256;
+  return bytes;
+}
+
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 

@@ -33,6 +33,14 @@ struct BFloat16 {  // storage only
 
 CCT_INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// The next `count` elements of a thread's scratch, which the host sized with scratch_bytes.
+template <typename T>
+CCT_INLINE T* take(char*& scratch, int64_t count) {
+  T* out = reinterpret_cast<T*>(scratch);
+  scratch += round_up(count * sizeof(T), 4096) + 256;  // not all buffers on the same cache sets
+  return out;
+}
+
 CCT_INLINE Vec set(float value) { return Vec{} + value; }
 
 CCT_INLINE Vec load(const float* p) {

@@ -1,0 +1,662 @@
+// q, k, v = heads(LN(x) Wqkv^T + b);  out = x + s * drop(proj(drop(softmax(q k^T / sqrt(hd))) v)), forward and backward.
+//
+// One image at a time: its q, k, v and head outputs stay in the second-level cache, scores exist for 32 queries at a time, and
+// nothing of size N x N is stored. Backward works on the transposed scores, so that no N x N transpose is needed either:
+//   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd),  delta = rowsum(dO * O)
+//   dV = (mask * P)^T dO                  dK = dS^T Q       dQ^T = K^T dS^T
+#include <cstdint>
+
+#include "dropout.h"
+#include "isa.h"
+
+namespace cct {
+
+struct AttentionArgs {
+  int64_t N, C, heads, hd;      // tokens, channels, heads, head dim
+  int64_t Cp, hdp, Np, Nr, Qp;  // C, hd, N rounded up to 64; N to 32; 3C to 64
+  float eps;
+  bool x_bf16, bf16;  // storage of x, out, dout, dx; products
+  const void* x;      // (B, N, C)
+  void* out;
+  float *mean, *rstd;                             // (B, N)
+  const float *gamma, *beta, *bqkv, *bproj;       // padded with zeros; bqkv (3 * heads * hdp)
+  const void *wqkv, *wproj;                       // panels of Wqkv^T by head, of Wproj^T
+  const uint8_t* mask;                            // (B, N) or null
+  const float* path_scale;                        // (B) or null
+  DropoutArgs weights_dropout, projection_dropout;
+  void *qkv, *o;                                  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
+  float* lse;                                     // (B, heads, N) or null
+  // backward
+  const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
+  const void* dout;
+  void* dx;
+  bool need_weights;
+};
+
+struct AttentionGradients {      // sums of one thread, zero at first
+  float* dwqkv;                  // (panels of 3C, Cp, 64), transposed
+  float* dwproj;                 // (Cp, Cp)
+  float *dbqkv, *dbproj, *dgamma, *dbeta;
+};
+
+constexpr int64_t kAttentionRows = 128;
+
+CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch))
+CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch))
+CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch))
+CCT_DECLARE(void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch))
+
+}  // namespace cct
+
+#if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
+#include "elementwise.h"
+#include "layernorm.h"
+#include "pack.h"
+
+namespace cct::CCT_ISA {
+namespace {
+
+constexpr float kLowest = -3.4028235e38f;
+
+template <typename T>
+CCT_INLINE T* head_rows(const AttentionArgs& a, int64_t slot, int64_t part, int64_t head) {  // part 0 q, 1 k, 2 v
+  return static_cast<T*>(a.qkv) + ((slot * 3 + part) * a.heads + head) * a.Nr * a.hdp;
+}
+
+template <typename T>
+CCT_INLINE T* head_outputs(const AttentionArgs& a, int64_t slot) {
+  return static_cast<T*>(a.o) + slot * a.Nr * a.Cp;
+}
+
+CCT_INLINE float score_scale(const AttentionArgs& a) { return 1.f / __builtin_sqrtf(float(a.hd)); }
+
+// The panels of K^T for k (rows, hdp), 64 rows a panel; the columns of rows that do not exist are zero.
+template <typename T>
+CCT_INLINE void pack_all_columns(const T* k, int64_t rows, int64_t hdp, T* out) {
+  for (int64_t j = 0; j < rows; j += kPanel) {
+    T* panel = out + j * hdp;
+    const int64_t n = rows - j < kPanel ? rows - j : kPanel;
+    if (n < kPanel) std::memset((void*)panel, 0, kPanel * hdp * sizeof(T));
+    transpose_words(k + j * hdp, hdp / kGroup<T>, panel, kPanel, n, hdp / kGroup<T>);
+  }
+}
+
+// values[0 .. 64) of a tile row to `count` elements of T.
+template <typename T>
+CCT_INLINE void store_columns(T* out, const float* values, int64_t count) {
+  store_row(out, count < kPanel ? count : kPanel, values);
+}
+
+template <typename T>
+CCT_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride) {
+  if (last > first) std::memset((void*)(rows + first * stride), 0, (last - first) * stride * sizeof(T));
+}
+
+template <typename X, typename T>
+void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
+  const TileScope tiles;
+  T* y = take<T>(scratch, kAttentionRows * a.Cp);
+  float* line = take<float>(scratch, a.Cp);
+  const int64_t per_head = a.hdp / kPanel;
+  for (int64_t row = first; row < last; row += kAttentionRows) {
+    const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
+    for (int64_t i = 0; i < R; ++i) {
+      const int64_t token = b * a.N + row + i;
+      float mean, rstd;
+      normalise_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.eps, line, mean, rstd);
+      a.mean[token] = mean;
+      a.rstd[token] = rstd;
+      affine(line, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+    }
+    for (int64_t p = 0; p < 3 * a.heads * per_head; ++p) {
+      const int64_t part = p / per_head / a.heads, head = p / per_head % a.heads, column = p % per_head * kPanel;
+      T* out = head_rows<T>(a, slot, part, head) + row * a.hdp + column;
+      const float* bias = a.bqkv + p * kPanel;
+      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.wqkv) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < kPanel; c += kLanes) store(out + (i + r) * a.hdp + c, load(tile + r * kPanel + c) + load(bias + c));
+      });
+    }
+  }
+  if (last == a.N)
+    for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(head_rows<T>(a, slot, 0, h), a.N, a.Nr, a.hdp);
+}
+
+// The softmax of one row of scores (N values; what lies behind them may be overwritten), not normalised, as T into p with zeros
+// up to Nr; returns the sum and, in `lse`, max + log(sum).
+template <typename T>
+CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, float* s, T* p, int64_t b, int64_t head, int64_t query, float* lse) {
+  const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
+  const int64_t width = round_up(a.N, kLanes);
+  const float scale = score_scale(a);
+  if (mask && !mask[query])
+    for (int64_t j = 0; j < a.N; ++j) s[j] = 0.f;  // a row without a pair is uniform
+  else if (mask)
+    for (int64_t j = 0; j < a.N; ++j) s[j] = mask[j] ? s[j] : kLowest;
+  for (int64_t j = a.N; j < width; ++j) s[j] = kLowest;
+  Vec top = set(kLowest), other = top;
+  int64_t j = 0;
+  for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
+    top = max(top, load(s + j));
+    other = max(other, load(s + j + kLanes));
+  }
+  if (j < width) top = max(top, load(s + j));
+  float lanes[kLanes];
+  store(lanes, max(top, other));
+  float highest = lanes[0];
+  for (int l = 1; l < kLanes; ++l) highest = lanes[l] > highest ? lanes[l] : highest;
+  Vec total = {}, total2 = {};
+  // the difference first: it is exact for the weights that matter
+  const float slope = scale * kLog2e;
+  for (j = 0; j + 2 * kLanes <= width; j += 2 * kLanes) {
+    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope), f = exp2_negative<T>((load(s + j + kLanes) - highest) * slope);
+    total += e;
+    total2 += f;
+    store(s + j, e);
+    store(s + j + kLanes, f);
+  }
+  if (j < width) {
+    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope);
+    total += e;
+    store(s + j, e);
+  }
+  if (mask && mask[query])
+    for (int64_t k = 0; k < a.N; ++k) s[k] = mask[k] ? s[k] : 0.f;
+  const float whole = sum(total + total2);
+  if (lse) *lse = highest * scale + __builtin_logf(whole);
+  if (dropout.active())
+    for (int64_t g = 0; g < a.Np / kPanel; ++g) dropout.apply(s + g * kPanel, uint32_t((b * a.heads + head) * a.N + query), uint32_t(g));
+  for (int64_t k = a.N; k < a.Nr; ++k) s[k] = 0.f;
+  for (int64_t k = 0; k < a.Nr; k += kLanes) store(p + k, load(s + k));
+  return whole;
+}
+
+template <typename T>
+void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch) {
+  const TileScope tiles;
+  const Dropout dropout(a.weights_dropout, kAttentionSite);
+  const T *q = head_rows<T>(a, slot, 0, head), *k = head_rows<T>(a, slot, 1, head), *v = head_rows<T>(a, slot, 2, head);
+  T* o = head_outputs<T>(a, slot);
+  T *kt = take<T>(scratch, a.Np * a.hdp), *vp = take<T>(scratch, a.Nr * a.hdp), *p = take<T>(scratch, kBlockRows * a.Np);
+  float* s = take<float>(scratch, kBlockRows * a.Np);
+  pack_all_columns(k, a.Nr, a.hdp, kt);
+  for (int64_t c = 0; c < a.hdp; c += kPanel) pack_rows(v + c, a.hdp, vp + c * a.Nr, a.Nr);
+  float inverse[kBlockRows];
+  for (int64_t i = first; i < last; i += kBlockRows) {
+    const int64_t R = last - i < kBlockRows ? last - i : kBlockRows;
+    for (int64_t j = 0; j < a.Np; j += kPanel) product<false>(R, a.hd, q + i * a.hdp, a.hdp, kt + j * a.hdp, s + j, a.Np);
+    for (int64_t r = 0; r < R; ++r) {
+      float* lse = a.lse ? a.lse + (b * a.heads + head) * a.N + i + r : nullptr;
+      inverse[r] = 1.f / softmax_row(a, dropout, s + r * a.Np, p + r * a.Np, b, head, i + r, lse);
+    }
+    for (int64_t c = 0; c < a.hd; c += kPanel)
+      product_blocks(R, a.Nr, p, a.Np, vp + c * a.Nr, [&](int64_t, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) {
+          float* t = tile + r * kPanel;
+          for (int l = 0; l < kPanel; l += kLanes) store(t + l, load(t + l) * inverse[r]);
+          store_columns(o + (i + r) * a.Cp + head * a.hd + c, t, a.hd - c);
+        }
+      });
+  }
+}
+
+template <typename X, typename T>
+void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
+  const TileScope tiles;
+  const Dropout dropout(a.projection_dropout, kProjectionSite);
+  float* line = take<float>(scratch, kPanel);
+  T* o = head_outputs<T>(a, slot);
+  if (a.C < a.Cp)
+    for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
+  if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
+  const float s = a.path_scale ? a.path_scale[b] : 1.f;
+  for (int64_t row = first; row < last; row += kAttentionRows) {
+    const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
+    for (int64_t p = 0; p < panels(a.C); ++p) {
+      const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
+      product_blocks(R, a.C, o + row * a.Cp, a.Cp, static_cast<const T*>(a.wproj) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) {
+          const int64_t token = b * a.N + row + i + r;
+          float* t = tile + r * kPanel;
+          for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.bproj + p * kPanel + c));
+          if (dropout.active()) dropout.apply(t, uint32_t(token), uint32_t(p));
+          load_row(static_cast<const X*>(a.x) + token * a.C + p * kPanel, count, line);
+          for (int c = 0; c < count; c += kLanes) store(t + c, load(line + c) + load(t + c) * s);
+          store_row(static_cast<X*>(a.out) + token * a.C + p * kPanel, count, t);
+        }
+      });
+    }
+  }
+}
+
+// keep[j * Np + i] = 1 where the weight of key j for query i is kept: the masks of the forward pass, transposed.
+CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, int64_t b, int64_t head, uint8_t* keep) {
+  const uint32_t row0 = uint32_t((b * a.heads + head) * a.N);
+  for (int64_t i = 0; i < a.Np; i += kLanes) {
+    VecU row;
+    for (int l = 0; l < kLanes; ++l) row[l] = row0 + uint32_t(i + l);
+    for (int64_t c = 0; c < a.Np / 4; ++c) {  // counter c serves the keys (c / 16) * 64 + c % 16 + 16 w
+      VecU word[4];
+      dropout.words(VecU{} + uint32_t(c), row, word);
+      for (int w = 0; w < 4; ++w) {
+        const VecI kept = (VecI)(word[w] >= VecU{} + dropout.threshold);
+        uint8_t* out = keep + (c / 16 * 64 + c % 16 + 16 * w) * a.Np + i;
+        for (int l = 0; l < kLanes; ++l) out[l] = uint8_t(kept[l] & 1);
+      }
+    }
+  }
+}
+
+template <typename T>
+struct BackwardBuffers {  // of one image
+  T *da, *daT, *dO, *dqkv, *y, *yT, *pairs, *panel;
+  float *dxn, *line, *xhat, *part;
+  // of one head
+  T *q_columns, *do_columns, *q_rows, *do_rows, *kT, *ds_rows, *pT, *dsT;
+  float *delta, *lse, *valid, *st, *dpt;
+  uint8_t* keep;
+
+  BackwardBuffers(const AttentionArgs& a, char* scratch) {
+    da = take<T>(scratch, a.Nr * a.Cp), daT = take<T>(scratch, a.Nr * a.Cp);
+    dO = take<T>(scratch, a.heads * a.Nr * a.hdp), dqkv = take<T>(scratch, a.Nr * a.Qp);
+    y = take<T>(scratch, a.Nr * a.Cp), yT = take<T>(scratch, a.Nr * a.Cp);
+    pairs = take<T>(scratch, a.Nr * (a.Cp > a.hdp ? a.Cp : a.hdp)), panel = take<T>(scratch, a.Nr * kPanel);
+    dxn = take<float>(scratch, a.N * a.Cp), line = take<float>(scratch, a.Qp), xhat = take<float>(scratch, a.Cp);
+    part = take<float>(scratch, 2 * a.Cp + a.Qp);
+    q_columns = take<T>(scratch, a.Np * a.hdp), do_columns = take<T>(scratch, a.Np * a.hdp);
+    q_rows = take<T>(scratch, a.Nr * a.hdp), do_rows = take<T>(scratch, a.Nr * a.hdp);
+    kT = take<T>(scratch, a.Nr * a.hdp), ds_rows = take<T>(scratch, a.Nr * a.Np);
+    pT = take<T>(scratch, kBlockRows * a.Np), dsT = take<T>(scratch, kBlockRows * a.Np);
+    delta = take<float>(scratch, a.Np), lse = take<float>(scratch, a.Np), valid = take<float>(scratch, a.Np);
+    st = take<float>(scratch, kBlockRows * kPanel), dpt = take<float>(scratch, kBlockRows * kPanel);
+    keep = take<uint8_t>(scratch, a.Np * a.Np);
+  }
+};
+
+template <typename X, typename T>
+void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const BackwardBuffers<T>& w) {
+  const Dropout dropout(a.weights_dropout, kAttentionSite);
+  const T *q = head_rows<T>(a, b, 0, head), *k = head_rows<T>(a, b, 1, head), *v = head_rows<T>(a, b, 2, head);
+  const T* o = head_outputs<T>(a, b);
+  T* dO = w.dO + head * a.Nr * a.hdp;
+  const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
+  const float scale = score_scale(a);
+
+  pack_all_columns(q, a.Nr, a.hdp, w.q_columns);
+  pack_all_columns(dO, a.Nr, a.hdp, w.do_columns);
+  for (int64_t c = 0; c < a.hdp; c += kPanel) {
+    pack_rows(q + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
+    pack_rows(dO + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
+  }
+  transpose(k, a.hdp, w.kT, a.Nr, a.Nr, a.hdp, w.pairs);
+  if (dropout.active()) transposed_mask(a, dropout, b, head, w.keep);
+  for (int64_t i = 0; i < a.Np; ++i) {  // queries that do not exist: a probability that vanishes
+    w.lse[i] = i < a.N ? a.lse[(b * a.heads + head) * a.N + i] : 1e30f;
+    w.valid[i] = i < a.N && (!mask || mask[i]) ? 1.f : 0.f;
+    w.delta[i] = 0.f;
+    if (i >= a.N) continue;
+    Vec total = {};
+    load_row(o + i * a.Cp + head * a.hd, a.hd, w.line);
+    for (int64_t c = 0; c < a.hd; c += kLanes) total += load(dO + i * a.hdp + c) * load(w.line + c);
+    w.delta[i] = sum(total);
+  }
+
+  for (int64_t j = 0; j < a.N; j += kBlockRows) {  // a block of keys
+    const int64_t R = a.N - j < kBlockRows ? a.N - j : kBlockRows;
+    for (int64_t i = 0; i < a.Np; i += kPanel) {  // a panel of queries
+      product<false>(R, a.hd, k + j * a.hdp, a.hdp, w.q_columns + i * a.hdp, w.st, kPanel);
+      product<false>(R, a.hd, v + j * a.hdp, a.hdp, w.do_columns + i * a.hdp, w.dpt, kPanel);
+      for (int64_t r = 0; r < R; ++r) {
+        const bool key_valid = !mask || mask[j + r];
+        for (int c = 0; c < kPanel; c += kLanes) {
+          const Vec valid = load(w.valid + i + c);
+          Vec s = load(w.st + r * kPanel + c) * scale, dp = load(w.dpt + r * kPanel + c);
+          if (mask) s = s * valid;  // the row of an invalid query is uniform: lse = log N
+          Vec p = exp_negative<T>(s - load(w.lse + i + c));
+          if (!key_valid) p = p * (1.f - valid);
+          Vec kept = p;
+          if (dropout.active()) {
+            typedef uint8_t VecB __attribute__((vector_size(kLanes)));
+            VecB bytes;
+            std::memcpy(&bytes, w.keep + (j + r) * a.Np + i + c, kLanes);
+            const Vec m = __builtin_convertvector(__builtin_convertvector(bytes, VecI), Vec) * dropout.scale;
+            kept = p * m;
+            dp = dp * m;
+          }
+          Vec ds = p * (dp - load(w.delta + i + c)) * scale;
+          if (mask) ds = key_valid ? ds * valid : Vec{};
+          store(w.pT + r * a.Np + i + c, kept);
+          store(w.dsT + r * a.Np + i + c, ds);
+        }
+      }
+      for (int64_t r = R; r < kBlockRows; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
+      pack_rows(w.dsT + i, a.Np, w.ds_rows + i * a.Nr + j * kPanel, kBlockRows);
+    }
+    for (int64_t c = 0; c < a.hd; c += kPanel) {
+      T* out = w.dqkv + head * a.hd + c;
+      product_blocks(R, a.Nr, w.pT, a.Np, w.do_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + 2 * a.C, tile + r * kPanel, a.hd - c);
+      });
+      product_blocks(R, a.Nr, w.dsT, a.Np, w.q_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + a.C, tile + r * kPanel, a.hd - c);
+      });
+    }
+  }
+  alignas(64) float turned[kPanel * kBlockRows];
+  for (int64_t i = 0; i < a.N; i += kPanel)
+    product_blocks(a.hd, a.Nr, w.kT, a.Nr, w.ds_rows + i * a.Nr, [&](int64_t d, int rows, float* tile) {
+      transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, kPanel);
+      for (int64_t n = 0; n < kPanel && i + n < a.N; ++n)
+        store_row(w.dqkv + (i + n) * a.Qp + head * a.hd + d, rows, turned + n * kBlockRows);
+    });
+}
+
+template <typename X, typename T>
+void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch) {
+  const TileScope tiles;
+  const Dropout dropout(a.projection_dropout, kProjectionSite);
+  const BackwardBuffers<T> w(a, scratch);
+  const X *x = static_cast<const X*>(a.x) + b * a.N * a.C, *dout = static_cast<const X*>(a.dout) + b * a.N * a.C;
+  const T* o = head_outputs<T>(a, b);
+  const float s = a.path_scale ? a.path_scale[b] : 1.f;
+  std::memset(w.part, 0, (2 * a.Cp + a.Qp) * sizeof(float));
+
+  for (int64_t i = 0; i < a.N; ++i) {  // da = s * mask * dout, and y = LN(x)
+    load_row(dout + i * a.C, a.C, w.line);
+    for (int64_t c = round_up(a.C, kLanes); c < a.Cp; c += kLanes) store(w.line + c, Vec{});
+    if (dropout.active())
+      for (int64_t p = 0; p < panels(a.C); ++p) dropout.apply(w.line + p * kPanel, uint32_t(b * a.N + i), uint32_t(p));
+    for (int64_t c = 0; c < a.Cp; c += kLanes) {
+      const Vec d = load(w.line + c) * s;
+      store(w.part + c, load(w.part + c) + d);
+      store(w.da + i * a.Cp + c, d);
+    }
+    if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(w.part, g.dbproj, a.Cp);
+    if (!a.need_weights) continue;
+    normalise_row_saved(x + i * a.C, a.C, w.xhat, a.mean[b * a.N + i], a.rstd[b * a.N + i]);
+    affine(w.xhat, w.y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+  }
+  if (a.need_weights) {
+    zero_rows(w.da, a.N, a.Nr, a.Cp);
+    zero_rows(w.y, a.N, a.Nr, a.Cp);
+    transpose(w.da, a.Cp, w.daT, a.Nr, a.Nr, a.Cp, w.pairs);
+    transpose(w.y, a.Cp, w.yT, a.Nr, a.Nr, a.Cp, w.pairs);
+    for (int64_t p = 0; p < panels(a.C); ++p) {
+      pack_rows(o + p * kPanel, a.Cp, w.panel, a.Nr);
+      product<true>(a.C, a.Nr, w.daT, a.Nr, w.panel, g.dwproj + p * kPanel, a.Cp);
+    }
+  }
+  const int64_t per_head = a.hdp / kPanel;
+  for (int64_t p = 0; p < a.heads * per_head; ++p) {
+    T* dO = w.dO + p / per_head * a.Nr * a.hdp;
+    const int64_t column = p % per_head * kPanel;
+    product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
+      for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
+    });
+    if (column == 0) zero_rows(dO, a.N, a.Nr, a.hdp);
+  }
+  for (int64_t i = 0; i < a.N && a.Qp > 3 * a.C; ++i)
+    std::memset((void*)(w.dqkv + i * a.Qp + 3 * a.C), 0, (a.Qp - 3 * a.C) * sizeof(T));
+  zero_rows(w.dqkv, a.N, a.Nr, a.Qp);
+  for (int64_t head = 0; head < a.heads; ++head) backward_head<X, T>(a, b, head, w);
+
+  if (a.need_weights)
+    for (int64_t p = 0; p < a.Qp / kPanel; ++p) {
+      pack_rows(w.dqkv + p * kPanel, a.Qp, w.panel, a.Nr);
+      product<true>(a.C, a.Nr, w.yT, a.Nr, w.panel, g.dwqkv + p * a.Cp * kPanel, kPanel);
+    }
+  if (g.dbqkv)
+    for (int64_t i = 0; i < a.N; ++i) {
+      float* part = w.part + 2 * a.Cp;
+      for (int64_t c = 0; c < a.Qp; c += kLanes) store(part + c, load(part + c) + load(w.dqkv + i * a.Qp + c));
+      if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(part, g.dbqkv, a.Qp);
+    }
+  for (int64_t p = 0; p < panels(a.C); ++p)
+    product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C), [&](int64_t i, int rows, float* tile) {
+      for (int r = 0; r < rows; ++r) std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
+    });
+  const int64_t width = round_up(a.C, kLanes);
+  for (int64_t i = 0; i < a.N; ++i) {
+    const int64_t token = b * a.N + i;
+    load_row(dout + i * a.C, a.C, w.line);
+    normalise_row_saved(x + i * a.C, a.C, w.xhat, a.mean[token], a.rstd[token]);
+    backward_row(w.xhat, w.dxn + i * a.Cp, a.gamma, a.C, width, a.rstd[token], w.line, w.part, w.part + a.Cp);
+    if ((i + 1) % kSumRows == 0 || i + 1 == a.N) {
+      flush_sums(w.part, g.dgamma, width);
+      flush_sums(w.part + a.Cp, g.dbeta, width);
+    }
+    store_row(static_cast<X*>(a.dx) + token * a.C, a.C, w.line);
+  }
+}
+
+}  // namespace
+
+#if defined(CCT_BF16_PRODUCT)
+#define CCT_TYPED(fn, ...)                                                                                  \
+  (a.x_bf16 ? (a.bf16 ? fn<BFloat16, BFloat16>(__VA_ARGS__) : fn<BFloat16, float>(__VA_ARGS__)) \
+            : (a.bf16 ? fn<float, BFloat16>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__)))
+#else
+#define CCT_TYPED(fn, ...) (a.x_bf16 ? fn<BFloat16, float>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__))
+#endif
+
+void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
+  CCT_TYPED(qkv_rows, a, b, slot, first, last, scratch);
+}
+void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch) {
+#if defined(CCT_BF16_PRODUCT)
+  if (a.bf16) return head_rows_forward<BFloat16>(a, b, slot, head, first, last, scratch);
+#endif
+  head_rows_forward<float>(a, b, slot, head, first, last, scratch);
+}
+void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
+  CCT_TYPED(projection_rows, a, b, slot, first, last, scratch);
+}
+void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch) {
+  CCT_TYPED(backward_image, a, b, g, scratch);
+}
+
+}  // namespace cct::CCT_ISA
+
+#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#include "op.h"
+
+namespace cct {
+namespace {
+
+constexpr const char* kOp = "layernorm_attention";
+
+// The arguments of one call, with the tensors that they point into.
+struct AttentionCall {
+  AttentionArgs a{};
+  at::Tensor x, gamma, beta, bqkv, bproj, wqkv, wproj, mask, scale;
+  int64_t B;
+  at::TensorOptions products;
+
+  AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,
+                const OptionalTensor& qkv_bias, const OptionalTensor& mask_in, double attn_dropout, double dropout,
+                const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
+    TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
+    check_dtype(kOp, "x", x_in);
+    check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
+    B = x_in.size(0);
+    const int64_t N = x_in.size(1), C = x_in.size(2);
+    TORCH_CHECK_VALUE(N > 0 && C > 0, kOp, ": x has shape ", x_in.sizes(), "; expected at least one token and one channel");
+    TORCH_CHECK_VALUE(num_heads > 0 && C % num_heads == 0, kOp, ": num_heads is ", num_heads, "; expected a divisor of ", C);
+    check_dtype(kOp, "qkv_weight", qkv_weight);
+    const auto dtype = qkv_weight.scalar_type();
+    check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
+    check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
+    check_tensor(kOp, "qkv_weight", qkv_weight, {3 * C, C}, dtype);
+    check_tensor(kOp, "qkv_bias", qkv_bias, {3 * C}, dtype);
+    check_tensor(kOp, "proj_weight", proj_weight, {C, C}, dtype);
+    check_tensor(kOp, "proj_bias", proj_bias, {C}, dtype);
+    check_tensor(kOp, "mask", mask_in, {B, N}, at::kBool);
+    if (drop_path_scale) TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                                           drop_path_scale->sizes(), "; expected [", B, "]");
+    x = x_in.contiguous();
+    a.N = N;
+    a.C = C;
+    a.heads = num_heads;
+    a.hd = C / num_heads;
+    a.Cp = round_up64(C);
+    a.hdp = round_up64(a.hd);
+    a.Np = round_up64(N);
+    a.Nr = (N + 31) / 32 * 32;
+    a.Qp = round_up64(3 * C);
+    a.eps = float(eps);
+    a.x_bf16 = x.scalar_type() == at::kBFloat16;
+    a.bf16 = bf16_products(compute);
+    products = x.options().dtype(a.bf16 ? at::kBFloat16 : at::kFloat);
+    a.x = x.const_data_ptr();
+    a.weights_dropout = dropout_args(kOp, seed, attn_dropout);
+    a.projection_dropout = dropout_args(kOp, seed, dropout);
+    gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
+    beta = padded_vector(norm_bias, C);
+    bproj = padded_vector(proj_bias, C);
+    bqkv = at::zeros({3 * a.heads, a.hdp}, at::kFloat);
+    if (qkv_bias) bqkv.narrow(1, 0, a.hd).copy_(qkv_bias->reshape({3 * a.heads, a.hd}));
+    a.gamma = gamma.const_data_ptr<float>();
+    a.beta = beta.const_data_ptr<float>();
+    a.bproj = bproj.const_data_ptr<float>();
+    a.bqkv = bqkv.const_data_ptr<float>();
+    if (mask_in) {
+      mask = mask_in->contiguous();
+      a.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+    }
+    if (drop_path_scale) {
+      scale = drop_path_scale->to(at::kFloat).contiguous();
+      a.path_scale = scale.const_data_ptr<float>();
+    }
+  }
+
+  std::vector<int64_t> qkv_shape(int64_t images) const { return {images, 3, a.heads, a.Nr, a.hdp}; }
+  std::vector<int64_t> o_shape(int64_t images) const { return {images, a.Nr, a.Cp}; }
+};
+
+// Work that is cut into `items`: whole images while every thread has one, the rows and heads of an image for the rest.
+void forward(const AttentionCall& call, bool keep) {
+  const AttentionArgs& a = call.a;
+  const int64_t threads = at::get_num_threads(), whole = call.B / threads * threads;
+  const int64_t bytes = scratch_bytes({std::max(kAttentionRows * a.Cp, a.Np * a.hdp), std::max(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+  for_slices(whole, [&](int64_t first, int64_t last, int64_t s) {
+    char* scratch = thread_scratch(bytes);
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t slot = keep ? b : s;
+      CCT_CALL(attention_qkv_rows, a, b, slot, 0, a.N, scratch);
+      for (int64_t h = 0; h < a.heads; ++h) CCT_CALL(attention_head_rows, a, b, slot, h, 0, a.N, scratch);
+      CCT_CALL(attention_projection_rows, a, b, slot, 0, a.N, scratch);
+    }
+  });
+  const int64_t blocks = (a.N + 31) / 32, parts = std::min(blocks, (threads + a.heads - 1) / a.heads);
+  for (int64_t b = whole; b < call.B; ++b) {
+    const int64_t slot = keep ? b : 0;
+    for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
+      CCT_CALL(attention_qkv_rows, a, b, slot, first * 32, std::min(last * 32, a.N), thread_scratch(bytes));
+    });
+    for_slices(a.heads * parts, [&](int64_t first, int64_t last, int64_t) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t p = i % parts;
+        CCT_CALL(attention_head_rows, a, b, slot, i / parts, p * blocks / parts * 32, std::min((p + 1) * blocks / parts * 32, a.N),
+                 thread_scratch(bytes));
+      }
+    });
+    for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
+      CCT_CALL(attention_projection_rows, a, b, slot, first * 32, std::min(last * 32, a.N), thread_scratch(bytes));
+    });
+  }
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
+    const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& qkv_weight,
+    const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads, const OptionalTensor& qkv_bias,
+    const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed,
+    double eps, at::ScalarType compute, bool keep) {
+  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout, dropout,
+                     drop_path_scale, seed, eps, compute);
+  AttentionArgs& a = call.a;
+  call.wqkv = pack_weight(qkv_weight, true, a.hd, a.bf16);
+  call.wproj = pack_weight(proj_weight, true, 0, a.bf16);
+  a.wqkv = call.wqkv.const_data_ptr();
+  a.wproj = call.wproj.const_data_ptr();
+  const auto f32 = x.options().dtype(at::kFloat);
+  const int64_t B = call.B, slots = keep ? B : std::min<int64_t>(B, at::get_num_threads());
+  at::Tensor out = at::empty_like(call.x), mean = at::empty({B, a.N}, f32), rstd = at::empty({B, a.N}, f32);
+  at::Tensor qkv = at::empty(call.qkv_shape(slots), call.products), o = at::empty(call.o_shape(slots), call.products);
+  at::Tensor lse = at::empty({keep ? B : 0, a.heads, a.N}, f32);
+  a.out = out.data_ptr();
+  a.mean = mean.data_ptr<float>();
+  a.rstd = rstd.data_ptr<float>();
+  a.qkv = qkv.data_ptr();
+  a.o = o.data_ptr();
+  a.lse = keep ? lse.data_ptr<float>() : nullptr;
+  forward(call, keep);
+  if (!keep) qkv = at::empty(call.qkv_shape(0), call.products), o = at::empty(call.o_shape(0), call.products);
+  return {out, mean, rstd, qkv, o, lse};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_backward(
+    const at::Tensor& dout_in, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+    const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,
+    const OptionalTensor& qkv_bias, const OptionalTensor& mask, double attn_dropout, double dropout,
+    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute, const at::Tensor& mean_in,
+    const at::Tensor& rstd_in, const at::Tensor& qkv_in, const at::Tensor& o_in, const at::Tensor& lse_in, bool need_weights) {
+  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout, dropout,
+                     drop_path_scale, seed, eps, compute);
+  AttentionArgs& a = call.a;
+  const int64_t B = call.B;
+  const auto products = call.products.dtype().toScalarType();
+  check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
+  check_tensor(kOp, "mean", mean_in, {B, a.N}, at::kFloat);
+  check_tensor(kOp, "rstd", rstd_in, {B, a.N}, at::kFloat);
+  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), products);
+  check_tensor(kOp, "o", o_in, call.o_shape(B), products);
+  check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
+  const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
+  const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous();
+  const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16), wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
+  a.wqkv_back = wqkv_back.const_data_ptr();
+  a.wproj_back = wproj_back.const_data_ptr();
+  a.mean = mean.data_ptr<float>();
+  a.rstd = rstd.data_ptr<float>();
+  a.qkv = qkv.data_ptr();
+  a.o = o.data_ptr();
+  a.lse = lse.data_ptr<float>();
+  at::Tensor dx = at::empty_like(call.x);
+  a.dout = dout.const_data_ptr();
+  a.dx = dx.data_ptr();
+  a.need_weights = need_weights;
+
+  const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp, threads = std::max<int64_t>(1, std::min<int64_t>(B, at::get_num_threads()));
+  const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
+  at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
+  const int64_t image = a.Nr * Cp, head = a.Np * a.hdp;
+  const int64_t bytes = scratch_bytes({image, image, a.heads * a.Nr * a.hdp, a.Nr * Qp, image, image, a.Nr * std::max(Cp, a.hdp), a.Nr * 64,
+                                       image, Qp, Cp, 2 * Cp + Qp, head, head, head, head, head, a.Nr * a.Np, 32 * a.Np, 32 * a.Np, a.Np,
+                                       a.Np, a.Np, 32 * 64, 32 * 64, a.Np * a.Np / 4});
+  for_slices(B, [&](int64_t first, int64_t last, int64_t slot) {
+    float* s = sums.data_ptr<float>() + slot * sums.size(1);
+    float* biases = s + dwqkv + dwproj;
+    const AttentionGradients g{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
+    for (int64_t b = first; b < last; ++b) CCT_CALL(attention_backward_image, a, b, g, thread_scratch(bytes));
+  });
+  const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
+  const auto dtype = qkv_weight.scalar_type();
+  auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, dwqkv + dwproj + start, n).to(dtype, false, true); };
+  at::Tensor dqkv_weight = at::empty({0}, qkv_weight.options()), dproj_weight = at::empty({0}, qkv_weight.options());
+  if (need_weights) {
+    dqkv_weight = total.narrow(0, 0, dwqkv).view({Qp / 64, Cp, 64}).transpose(1, 2).reshape({Qp, Cp}).narrow(0, 0, 3 * C).narrow(1, 0, C).to(dtype, false, true).contiguous();
+    dproj_weight = total.narrow(0, dwqkv, dwproj).view({Cp, Cp}).narrow(0, 0, C).narrow(1, 0, C).to(dtype, false, true).contiguous();
+  }
+  const at::Tensor dqkv_bias = qkv_bias ? vector(0, 3 * C) : at::empty({0}, qkv_weight.options());
+  return {dx, vector(Qp + Cp, C), vector(Qp + 2 * Cp, C), dqkv_weight, dproj_weight, vector(Qp, C), dqkv_bias};
+}
+
+}  // namespace
+}  // namespace cct
+
+TORCH_LIBRARY_IMPL(cct_kernels, CPU, m) {
+  m.impl("layernorm_attention_forward", TORCH_FN(cct::layernorm_attention_forward));
+  m.impl("layernorm_attention_backward", TORCH_FN(cct::layernorm_attention_backward));
+}
+#endif
