@@ -95,21 +95,21 @@ def _load_safetensors(path):
 
 def _load_pickle(path):
     """The object in a .pth file, or in the one .pth member of a zip archive."""
-    source = path
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
+    # Read at once: what goes wrong after this is the content's fault and not the disk's.
+    source = io.BytesIO(path.read_bytes())
+    try:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
                 names = archive.namelist()
                 if not any(name.endswith("/data.pkl") for name in names):  # not itself a .pth, which is an archive too
                     source = io.BytesIO(archive.read(_only_checkpoint(path, names)))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise CheckpointError(f"{path}: is a damaged archive ({error}); copy or download it again") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: is a damaged archive ({error}); copy or download it again") from error
+    source.seek(0)
     try:
         # Namespace: the plain record of command-line flags in files of the official training script.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(source, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle can fail in any way; nothing in it has been executed
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(

@@ -94,11 +94,10 @@ def _fit_rows(model, stored, wanted, config):
 
 
 def _fit_head(weights, own):
-    def classes(tensors):
-        head = tensors.get(HEAD[0])
-        return None if head is None or head.dim() != 2 else len(head)
-
-    stored, wanted = classes(weights), classes(own)
+    heads = weights.get(HEAD[0]), own.get(HEAD[0])
+    if any(head is not None and head.dim() != 2 for head in heads):
+        return []  # no head at all: _check_all refuses it
+    stored, wanted = (None if head is None else len(head) for head in heads)
     if stored == wanted:
         return []
     for name in HEAD:
