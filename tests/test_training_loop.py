@@ -22,8 +22,10 @@ from cct.reports.curves import read_metrics
 from cct.training import loop, run_folder
 from cct.training.config import ConfigError, resolve
 from cct.training.loop import resume, train
+from cct.training.metrics import best_row, summary
 from cct.training.progress import Log
 from cct.training.run_folder import RunError
+from cct.training.schedules import learning_rate
 
 TINY = {"embedding_dim": 32, "num_layers": 1, "num_heads": 1, "n_conv_layers": 1}
 STEPS = 3  # in an epoch of 48 images
@@ -105,6 +107,9 @@ def test_run_folder(tmp_path):
     rows = read_metrics(result.folder / "metrics.csv")
     assert rows == [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()] == result.rows
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["lr"] for row in rows] == [
+        learning_rate(resolve({}, result.folder / "config.yaml"), e + 2 / 3) for e in range(3)
+    ]
     best = json.loads((result.folder / "best.json").read_text())
     assert best["metrics"]["test_top1"] == max(row["test_top1"] for row in rows)
     model = create_model(best["model"]["name"], **best["model"]["kwargs"])
@@ -139,10 +144,42 @@ def test_a_signal_at_any_step_then_resume_is_bit_exact(tmp_path, whole_run, extr
     if step < 3 * STEPS:
         assert result.exit_code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
         expected = f"stopped by {number.name} in epoch {(step - 1) // STEPS + 1} after step {(step - 1) % STEPS + 1} of 3"
+        state, _ = run_folder.load_state(result.folder)
+        assert (state["epoch"], state["step"]) == ((step - 1) // STEPS, (step - 1) % STEPS + 1)
         assert result.sentence.startswith(expected) and f"cct train --resume {tmp_path / 'run'}" in result.sentence
     final = resume(tmp_path / "run", log=Quiet())
     assert final.exit_code == 0 and len(final.rows) == 3
     assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_signals_work_as_before_after_a_run(tmp_path):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    train(configure(tmp_path / "run", epochs=1), log=Quiet())
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(configure(tmp_path / "run"), log=Quiet({2: twice}))
+
+
+def test_best_is_the_first_of_the_highest():
+    rows = [{"epoch": e, "test_top1": top1} for e, top1 in ((1, 0.5), (2, 0.75), (3, 0.75), (4, 0.25))]
+    assert best_row(rows, "test") is rows[1] and best_row([], "test") is None
+    assert summary(rows, "digits", "test") == "digits test top-1 25.00 % (epoch 4, best 75.00 % at epoch 2)"
+
+
+def test_gradient_clipping(tmp_path):
+    """With SGD the way of three steps is at most lr * clip each."""
+    flags = {"opt": "sgd", "momentum": 0, "lr": 1, "sched": "constant", "warmup_epochs": 0, "weight_decay": 0, "epochs": 1}
+    folder = train(configure(tmp_path / "run", clip_grad=1e-3, **flags), log=Quiet()).folder
+    still = train(configure(tmp_path / "still", **flags | {"lr": 1e-12}), log=Quiet()).folder
+    moved = sum((a - b).square().sum() for a, b in zip(weights(folder).values(), weights(still).values(), strict=True)).sqrt()
+    assert 0 < moved <= 3.01e-3
 
 
 def test_resuming_a_finished_run_says_its_result_again(whole_run, tmp_path):
