@@ -146,7 +146,7 @@ def test_yaml_then_flags(tmp_path, photos, capsys):
     file.write_text(f"data: folder\ndata_dir: {photos}\nimg_size: 8\nepochs: 9\nlr: 55e-5\nbatch_size: 8\nthreads: 1\n")
     assert main(["train", "-c", str(file), "--epochs", "1", "--output", str(tmp_path / "run"), *TINY]) == 0
     out = capsys.readouterr().out
-    assert "1 epochs of 2 steps = 2 steps, effective batch 8, learning rate 0.00055" in out
+    assert "1 epoch of 2 steps, 2 steps in all, effective batch 8, learning rate 0.00055" in out
     assert re.search(r"folder test top-1 \d+\.\d\d % \(epoch 1, best ", out)
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "lr: 0.00055\n" in text and "epochs: 1\n" in text

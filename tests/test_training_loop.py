@@ -116,7 +116,7 @@ def test_run_folder(tmp_path):
     model.load_state_dict(weights(result.folder, "best"))
     sentence = r"digits test top-1 \d+\.\d\d % \(epoch 3, best \d+\.\d\d % at epoch [123], moving average \d+\.\d\d %\)"
     assert re.fullmatch(sentence, result.sentence) and result.sentence in log.lines
-    assert any("effective batch 16" in line and "3 epochs of 3 steps = 9 steps" in line for line in log.lines)
+    assert any("effective batch 16" in line and "3 epochs of 3 steps, 9 steps in all" in line for line in log.lines)
     assert any(line.startswith("kernels") and "seqpool" in line for line in log.lines)
     again = resolve({"output": str(tmp_path / "again")}, result.folder / "config.yaml")
     assert_same_run(result.folder, train(again, log=Quiet()).folder)

@@ -53,7 +53,9 @@ def save_checkpoint(path, state_dict, config):
     text = json.dumps(config, indent=2, ensure_ascii=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     metadata = {METADATA_KEY: json.dumps(config), "format": "pt"}
-    write_atomically(path, lambda p: safetensors.torch.save_file(tensors, p, metadata))
+    # Not save_file: it makes files that only their owner can read, and hides the errno of a failure.
+    content = safetensors.torch.save(tensors, metadata)
+    write_atomically(path, lambda p: p.write_bytes(content))
     write_atomically(path.with_suffix(".json"), lambda p: p.write_text(text + "\n", encoding="utf-8"))
 
 

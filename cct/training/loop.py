@@ -165,7 +165,7 @@ class _Run:
         raise RunError(
             f"{what} at step {step + 1} of {self.steps} in epoch {self.epoch + 1}, learning rate {lr:.2e}. "
             f"Try --lr {self.config.lr / 3:.1e}, more --warmup-epochs or --clip-grad 1. "
-            f"Nothing was overwritten: {self.folder} holds the weights and the state from before."
+            f"Nothing was overwritten: what {self.folder} holds is from before."
         )
 
     def _end_epoch(self):

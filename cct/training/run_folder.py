@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from cct.models.checkpoints import write_atomically
 
@@ -64,9 +63,8 @@ def saving(folder):
     """What goes wrong while saving (a full disk, a lost folder) becomes a RunError of one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        problem = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        problem = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         then = f"go on with: cct train --resume {folder} (the last save is whole)" if has_state(folder) else "start it again"
         raise RunError(f"cannot save to {folder}: {problem}. Mend that, then {then}") from error
 

@@ -88,8 +88,9 @@ def describe(setup, folder, steps, epochs):
         f"split    {data.split}",
         f"model    {config.model}: {count_parameters(model).total:,} parameters, "
         f"{count_macs(model).full / 1e9:.4g} G multiply-adds an image",
-        f"train    {epochs} epochs of {steps} steps = {epochs * steps:,} steps, effective batch {config.batch_size}, "
-        f"learning rate {config.lr:g} ({config.sched}, {config.warmup_epochs} epochs of warm-up), {config.opt}, {decay}, "
+        f"train    {_count(epochs, 'epoch')} of {_count(steps, 'step')}, {_count(epochs * steps, 'step')} in all, "
+        f"effective batch {config.batch_size}, learning rate {config.lr:g} ({config.sched}, "
+        f"{_count(config.warmup_epochs, 'epoch')} of warm-up), {config.opt}, {decay}, "
         f"seed {config.seed}",
         f"machine  {device_name(setup.device)}, {'bfloat16 autocast' if config.amp == 'bf16' else 'float32'}",
         f"kernels  {kernels(model)}",
@@ -101,10 +102,13 @@ def device_name(device):
     """'cpu, 2 threads' or the name of the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' if threads != 1 else ''}"
+    return f"cpu, {_count(torch.get_num_threads(), 'thread')}"
 
 
 def kernels(model):
     """`model.fused_report()` in one line: each op and what runs it."""
     return ", ".join(" ".join(line.split()[:2]) for line in model.fused_report().splitlines()[1:])
+
+
+def _count(n, word):
+    return f"{n:,} {word}{'s' if n != 1 else ''}"
