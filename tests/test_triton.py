@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,28 @@ from cct_kernels.testing import make_inputs
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 INTERPRETER = Path(__file__).with_name("triton_interpreter.py")
 NAMES = {f"{case}": case for case in testing.CASES}
+_cct = NAMES["layernorm_attention-B2_N256_C256_H4"]
+_training = {"shapes": _cct.shapes | {"seed": (2,)}, "options": _cct.options | {"attn_dropout": 0.1}}
+NAMES["layernorm_attention-B2_N256_C256_H4_dropout"] = replace(_cct, **_training)
 COMPILED = [  # the shapes of the paper in the dtype of training, one in float32, one with no size a power of two
     ("seqpool-B2_N256_C256", torch.bfloat16),
     ("seqpool-B2_N256_C256", torch.float32),
     ("seqpool-B2_N63_C200", torch.float16),
     ("layernorm_mlp-B2_N256_C256_F512", torch.bfloat16),
     ("layernorm_mlp-B4_N17_C64_F96_train", torch.float32),
+    ("layernorm_attention-B2_N256_C256_H4", torch.bfloat16),
+    ("layernorm_attention-B2_N256_C256_H4_dropout", torch.bfloat16),
+    ("layernorm_attention-B1_N1030_C64_H2", torch.bfloat16),
+    ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float16),
+    ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float32),
 ]
-MATMULS = {"linear_kernel", "weight_gradient_kernel"}
+MATMULS = {
+    "linear_kernel", "weight_gradient_kernel",
+    "attention_forward_kernel", "attention_backward_kernel", "attention_backward_dq_kernel",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp"])
+@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp", "layernorm_attention"])
 def test_under_the_interpreter(op):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", str(INTERPRETER), "-k", op]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)

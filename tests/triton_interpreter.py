@@ -13,18 +13,21 @@ import torch
 import cct_kernels
 from cct_kernels import dispatch, testing
 from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
+from cct_kernels.triton import attention, launch, linear
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before pytest starts"
 for op, device in list(dispatch.TABLE):
     if device == "cpu" and "triton" in dispatch.TABLE[op, "cuda"]:
         dispatch.TABLE[op, "cpu"] += ("triton",)
 
+# The small blocks of float32 cost a Python step each. Which blocks a GPU takes is test_triton.py's matter.
+linear.CONFIGS["sm_90"][4] = linear.CONFIGS["sm_90"][2]
 DTYPES = [torch.float32, torch.float16]
-LARGEST = 70_000  # elements of x
+LARGEST = {"seqpool": 70_000}  # elements of x
 
 
 def small_cases(op):
-    return [case for case in testing.cases(op) if torch.Size(case.shapes["x"]).numel() <= LARGEST]
+    return [case for case in testing.cases(op) if torch.Size(case.shapes["x"]).numel() <= LARGEST.get(op, 20_000)]
 
 
 def on_triton(op):
@@ -39,7 +42,7 @@ def parity(*ops):
     )
 
 
-@parity("seqpool", "layernorm_mlp")
+@parity("seqpool", "layernorm_mlp", "layernorm_attention")
 def test_parity(case, dtype):
     with poisoned_memory():
         compare(case, dtype, on_triton(case.op))
@@ -56,36 +59,43 @@ def test_seqpool_non_contiguous(name):
 
 def test_seqpool_one_program_an_image(monkeypatch):
     """With more images than the GPU holds, an image is no longer split: the other half of the kernels."""
-    from cct_kernels.triton import launch
-
     monkeypatch.setitem(launch.PROGRAMS, "sm_90", 1)
     for case in (testing.cases("seqpool")[3], testing.cases("seqpool")[7]):
         compare(case, torch.float32, on_triton("seqpool"))
 
 
-@pytest.mark.parametrize("op", ["layernorm_mlp"])
+@pytest.mark.parametrize("name", ["B3_N40_C96_H2_mask_train", "B2_N33_C300_H4"])
+def test_layernorm_attention_in_blocks_of_keys(name, monkeypatch):
+    """The way of long rows, on short ones."""
+    table = {2: {None: (32, 64 if "train" in name else 16, 4, 1)}}
+    monkeypatch.setitem(attention.CONFIGS, "sm_90", {"forward": table, "backward": table})
+    (case,) = (case for case in testing.cases("layernorm_attention") if case.name == name)
+    compare(case, torch.float16, on_triton("layernorm_attention"))
+
+
+@pytest.mark.parametrize("op", ["layernorm_mlp", "layernorm_attention"])
 def test_autocast(op):
     """float32 tensors, float16 products: no worse than PyTorch's autocast."""
     case = small_cases(op)[3]
     tensors = make_inputs(case, torch.float32)
     plain = getattr(cct_kernels.reference, op)
     dout = torch.randn(case.shapes["x"], generator=torch.Generator().manual_seed(1))
-    exact = run(plain, {n: t.double() for n, t in tensors.items()}, case.options, dout.double())
+    exact = run(plain, {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}, case.options, dout.double())
     with torch.autocast("cpu", torch.float16):
         own, ours = run(plain, tensors, case.options, dout), run(on_triton(op), tensors, case.options, dout)
     for name, value in ours.items():
         testing.assert_no_worse(name, value, own[name].to(value.dtype), exact[name], torch.float16)
 
 
-@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp"])
+@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp", "layernorm_attention"])
 def test_operators(op):
     """Schema, fake kernels and aliasing of the operators; a full-graph compilation through the public op."""
     case = small_cases(op)[-2]
-    tensors = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float32).items()}
+    tensors = make_inputs(case, torch.float32)
+    wanted = [t.requires_grad_() for name, t in tensors.items() if name not in testing.CONSTANTS]
     function = on_triton(op)
     compiled = torch.compile(lambda t: function(**t, **case.options), fullgraph=True, backend="aot_eager")
     eager, traced = function(**tensors, **case.options), compiled(tensors)
     torch.testing.assert_close(traced, eager)
-    wanted = list(tensors.values())
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), wanted) for out in (eager, traced)), strict=True):
         torch.testing.assert_close(a, b)

@@ -10,7 +10,7 @@ import torch
 
 from .. import native, philox
 from . import launch
-from .linear import Branch, Norm, layernorm_backward, linear, weight_gradient
+from .linear import Branch, dense, layernorm_backward, linear, norm_of_rows, weight_gradient
 
 
 @launch.operator("layernorm_mlp_forward" + native.OPS["layernorm_mlp_forward"], torch.ops.cct_kernels.layernorm_mlp_forward)
@@ -18,15 +18,15 @@ def forward(
     x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute
 ):  # fmt: skip
     (B, N, C), F = x.shape, fc1_weight.shape[0]
-    rows, norm = _norm(x, norm_weight, norm_bias, eps)
+    rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
     w1, w2 = fc1_weight.to(compute), fc2_weight.to(compute)
     hidden = Branch(None, seed, dropout, philox.HIDDEN)
     h = linear(
-        rows, w1, x.new_empty(B * N, F, dtype=compute), bias=_dense(fc1_bias), norm_input=norm, activation="gelu",
+        rows, w1, x.new_empty(B * N, F, dtype=compute), bias=dense(fc1_bias), norm_input=norm, activation="gelu",
         branch_out=hidden, tokens=N,
     )  # fmt: skip
     out = linear(
-        h, w2, x.new_empty(B * N, C), bias=_dense(fc2_bias), norm_residual=norm, residual=rows,
+        h, w2, x.new_empty(B * N, C), bias=dense(fc2_bias), norm_residual=norm, residual=rows,
         branch_out=Branch(drop_path_scale, seed, dropout, philox.OUTPUT), tokens=N,
     )  # fmt: skip
     return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N)
@@ -38,12 +38,12 @@ def backward(
     mean, rstd, need_weights,
 ):  # fmt: skip
     (B, N, C), F, dtype = x.shape, fc1_weight.shape[0], fc1_weight.dtype
-    rows, norm = _norm(x, norm_weight, norm_bias, eps)
+    rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
     dout = dout.contiguous().view(B * N, C)
     w1, w2 = fc1_weight.to(compute), fc2_weight.to(compute)
     output = Branch(drop_path_scale, seed, dropout, philox.OUTPUT)
     hidden, da = (x.new_empty(B * N, F, dtype=compute) for _ in range(2))
-    linear(rows, w1, hidden, bias=_dense(fc1_bias), norm_input=norm)
+    linear(rows, w1, hidden, bias=dense(fc1_bias), norm_input=norm)
     linear(
         dout, w2.T, da, branch_in=output, activation="gelu_backward", hidden=hidden,
         branch_out=Branch(None, seed, dropout, philox.HIDDEN), tokens=N,
@@ -56,14 +56,3 @@ def backward(
     else:
         dw1, db1, dw2, db2 = (x.new_empty(shape, dtype=dtype) for shape in (0, F, 0, C))
     return dx.view(B, N, C), dnorm_weight.to(dtype), dnorm_bias.to(dtype), dw1, db1, dw2, db2
-
-
-def _norm(x, norm_weight, norm_bias, eps):
-    """x as rows, and its LayerNorm, whose statistics the product behind it fills in."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    mean, rstd = (x.new_empty(rows.shape[0], dtype=torch.float32) for _ in range(2))
-    return rows, Norm(mean, rstd, _dense(norm_weight), _dense(norm_bias), eps)
-
-
-def _dense(vector):
-    return None if vector is None else vector.contiguous()

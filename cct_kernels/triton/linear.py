@@ -40,7 +40,7 @@ CONFIGS = {
     "sm_90": {2: _HALF, 4: _SINGLE},
     "sm_100": {2: _HALF, 4: _SINGLE},
 }
-STEP = 4096  # numbers that a program of layernorm_backward holds at a time: 32 registers a thread
+STEP = 2048  # numbers that a program of layernorm_backward holds at a time: 16 registers a thread
 
 
 class Norm(NamedTuple):
@@ -269,6 +269,17 @@ def precision():
 
 def keep_scale(p):
     return 1.0 / (1.0 - p)
+
+
+def dense(tensor):
+    return None if tensor is None else tensor.contiguous()
+
+
+def norm_of_rows(x, norm_weight, norm_bias, eps):
+    """x (B, N, C) as contiguous rows, and their LayerNorm, whose statistics the product behind it fills in."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    mean, rstd = (x.new_empty(rows.shape[0], dtype=torch.float32) for _ in range(2))
+    return rows, Norm(mean, rstd, dense(norm_weight), dense(norm_bias), eps)
 
 
 def linear(
