@@ -19,7 +19,8 @@ import cct.data
 from cct.models import create_model
 from cct.models.checkpoints import load_checkpoint
 from cct.reports.curves import read_metrics
-from cct.training import loop, run_folder
+from cct.training import run as run_module
+from cct.training import run_folder
 from cct.training.config import ConfigError, resolve
 from cct.training.loop import resume, train
 from cct.training.metrics import best_row, summary
@@ -221,11 +222,14 @@ def test_saving_by_time_inside_an_epoch(tmp_path, monkeypatch):
     assert saved == [0, 1, 2, 3, 0]
 
 
-def test_what_a_resume_may_change(tmp_path):
+def test_what_a_resume_may_change(tmp_path, monkeypatch, digits):
     folder = interrupted(configure(tmp_path / "run"), 1).folder
     with pytest.raises(ConfigError, match=r"epochs, lr cannot change.*--pretrained .*last\.safetensors"):
         resume(folder, {"lr": 1, "epochs": 5})
     assert resume(folder, {"threads": 1, "save_seconds": 5}, log=Quiet()).exit_code == 0
+    monkeypatch.setattr(cct.data, "load", lambda *args, **kwargs: dataclasses.replace(digits, train=digits.test))
+    with pytest.raises(ConfigError, match=r"it began with 48 training images of 10 classes, but .* has 40 of 10"):
+        resume(folder, log=Quiet())
     with pytest.raises(ConfigError, match="no such folder"):
         resume(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"no resume\.pt in it"):
@@ -249,7 +253,7 @@ def test_never_overwrites(tmp_path, monkeypatch):
 
 def poison(step, value):
     """cross_entropy that gives `value` at one step of the run."""
-    calls, real = [], loop.cross_entropy
+    calls, real = [], run_module.cross_entropy
 
     def poisoned(logits, *args):
         calls.append(None)
@@ -260,7 +264,7 @@ def poison(step, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch, value):
-    monkeypatch.setattr(loop, "cross_entropy", poison(STEPS + 2, value))
+    monkeypatch.setattr(run_module, "cross_entropy", poison(STEPS + 2, value))
     with pytest.raises(RunError) as error:
         train(configure(tmp_path / "run", save_seconds=0), log=Quiet())
     text = str(error.value)
@@ -278,7 +282,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
     config = configure(tmp_path / "run", epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "go", lambda self: self)
+        patch.setattr(run_module.Run, "go", lambda self: self)
         run = train(config)
     run.log = Quiet({2 * STEPS: spoil})
     with pytest.raises(RunError, match="the test loss is not finite at step 3 of 3 in epoch 2"):
