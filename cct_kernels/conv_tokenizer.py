@@ -1,10 +1,14 @@
 """Convolution, ReLU and max-pooling, read out as tokens, in one op."""
 
+import torch
+
 from . import reference
+from .calls import compute_dtype, kernels
 from .checks import expect_like, expect_optional, expect_tensor, pair, shape_text
 from .dispatch import choose
 
 OP = "conv_tokenizer"
+MAX_WINDOW = 255  # pixels of a pooling window: the kernels keep the winner in a byte
 
 
 def conv_tokenizer(
@@ -22,20 +26,64 @@ def conv_tokenizer(
         tokens: True gives (B, H'W', C), the form of the encoder; False (B, C, H', W'), a stage before another.
         backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
 
-    Returns: (B, N, C) or (B, C, H', W') in the dtype of x; sums are float32 (float64 for float64 input).
-    Raises: ValueError for a wrong shape, dtype or device, or an output without pixels; BackendError when a named backend
-        cannot run.
+    Under autocast the products run in its dtype; x, the parameters and the result of the kernels keep theirs. Training
+    saves one byte for each pooled element instead of the convolved image.
+
+    Returns: (B, N, C) or (B, C, H', W') in the dtype of x; sums are float32 (float64 for float64 input). The kernels lay
+        (B, C, H', W') out channels-last, as they read x best.
+    Raises: ValueError for a wrong shape, dtype or device, an output without pixels, or a pooling window of more than 255
+        pixels with a named backend; BackendError when a named backend cannot run.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.4, equation for x0.
     """
     stride, padding, pool = _check(x, weight, bias, stride, padding, pool)
-    choose(OP, x, backend)
-    return reference.conv_tokenizer(x, weight, bias, stride=stride, padding=padding, relu=relu, pool=pool, tokens=tokens)
+    backend = _choose(x, pool, backend)
+    if backend == "reference":
+        return reference.conv_tokenizer(x, weight, bias, stride=stride, padding=padding, relu=relu, pool=pool, tokens=tokens)
+    window = (*pool[0], *pool[1], *pool[2]) if pool is not None else (1, 1, 1, 1, 0, 0)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    out = _ConvTokenizer.apply(x, weight, bias, stride, padding, relu, window, compute_dtype(x), keep, backend)
+    if tokens:
+        return out
+    size = _output_size(x.shape[2:], weight.shape[2:], stride, padding)
+    size = _output_size(size, window[:2], window[2:4], window[4:])
+    return out.unflatten(1, size).permute(0, 3, 1, 2)
+
+
+class _ConvTokenizer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, *args):
+        *options, keep, backend = args
+        forward, _ = kernels(OP, backend)
+        out, winner = forward(x, weight, bias, *options, keep)
+        ctx.save_for_backward(x, weight, winner)
+        ctx.options, ctx.backend = options, backend
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        _, backward = kernels(OP, ctx.backend)
+        wanted = ctx.needs_input_grad[:3]
+        gradients = backward(dout, *ctx.saved_tensors, *ctx.options, wanted)
+        return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 7
+
+
+def _choose(x, pool, backend):
+    window = pool[0][0] * pool[0][1] if pool is not None else 1
+    if window <= MAX_WINDOW or backend == "reference":
+        return choose(OP, x, backend)
+    if backend is not None:
+        raise ValueError(f"{OP}: pool kernel has {window} pixels; backend {backend!r} takes at most {MAX_WINDOW}")
+    return "reference"
 
 
 def _check(x, weight, bias, stride, padding, pool):
     expect_tensor(OP, "x", x, ndim=4)
     expect_tensor(OP, "weight", weight, ndim=4)
     C, _, kh, kw = weight.shape
+    if 0 in (*x.shape[1:], *weight.shape):
+        raise ValueError(
+            f"{OP}: x has shape {shape_text(x.shape)} and weight {shape_text(weight.shape)}; expected no empty dimension but B"
+        )
     expect_like(OP, "weight", weight, (C, x.shape[1], kh, kw), x)
     expect_optional(OP, "bias", bias, (C,), x)
     stride, padding = pair(OP, "stride", stride, 1), pair(OP, "padding", padding, 0)

@@ -28,6 +28,13 @@ class Case:
         return f"{self.op}-{self.name}"
 
 
+def _conv(name, why, x, C, kernel, bias=False, **options):
+    shapes = {"x": x, "weight": (C, x[1], *kernel)}
+    if bias:
+        shapes |= {"bias": (C,)}
+    return Case("conv_tokenizer", name, why, shapes, options)
+
+
 def _seqpool(name, why, B, N, C, norm=True):
     shapes = {"x": (B, N, C), "weight": (1, C), "bias": (1,)}
     if norm:
@@ -67,6 +74,37 @@ def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
 
 
 CASES = [
+    _conv("B2_3x32x32_C256_k3", "CCT-7/3x1", (2, 3, 32, 32), 256, (3, 3), padding=1),
+    _conv("B2_3x32x32_C64_k3_stage", "CCT-2/3x2, first stage", (2, 3, 32, 32), 64, (3, 3), padding=1, tokens=False),
+    _conv("B3_64x16x16_C128_k3", "CCT-2/3x2, second stage", (3, 64, 16, 16), 128, (3, 3), padding=1),
+    _conv("B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False),
+    _conv("B1_64x56x56_C384_k7", "CCT-14/7x2, second stage", (1, 64, 56, 56), 384, (7, 7), stride=2, padding=3),
+    _conv("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
+    _conv("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),
+    _conv("B2_1x33x300_C128_k4", "text", (2, 1, 33, 300), 128, (4, 300), padding=(2, 0), pool=((2, 1), (2, 1), 0)),
+    _conv("B2_5x19x23_C70_k5x3", "no size a power of two", (2, 5, 19, 23), 70, (5, 3), True, stride=(2, 1), padding=(1, 2)),
+    _conv(
+        "B3_3x17x9_C20_k2_s5",
+        "stride above the kernel: pixels that nothing sees",
+        (3, 3, 17, 9),
+        20,
+        (2, 2),
+        stride=5,
+        pool=(2, 1, 1),
+    ),
+    _conv("B2_4x11x13_C33_k3_norelu", "pooling of signed values", (2, 4, 11, 13), 33, (3, 3), True, padding=1, relu=False),
+    _conv("B2_2x9x31_C40_k3_nopool", "ReLU alone", (2, 2, 9, 31), 40, (3, 3), padding=(3, 1), pool=None, tokens=False),
+    _conv(
+        "B1_6x5x6_C9_k5_pool",
+        "windows of 3 x 4 pixels that overlap more than twice",
+        (1, 6, 5, 6),
+        9,
+        (3, 2),
+        padding=2,
+        pool=((3, 4), 1, (1, 2)),
+    ),
+    _conv("B1_1x1x1_C1_k1", "a single pixel", (1, 1, 1, 1), 1, (1, 1)),
+    _conv("B0_3x32x32_C64_k3", "empty batch", (0, 3, 32, 32), 64, (3, 3), padding=1),
     _attention("B2_N256_C256_H4", "CCT-7/3x1", 2, 256, 256, 4),
     _attention("B3_N64_C128_H2", "CCT-2/3x2, odd batch", 3, 64, 128, 2),
     _attention("B1_N196_C384_H6", "CCT-14/7x2, one image shared by the threads", 1, 196, 384, 6),

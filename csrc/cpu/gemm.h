@@ -219,14 +219,22 @@ CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* 
 #endif
 }
 
+// Floats are summed in two levels, so many products at a time: one long chain of additions would lose digits.
+template <typename T>
+constexpr int64_t kSumDepth = sizeof(T) == 4 ? 256 : int64_t(1) << 62;
+
 // epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may
 // write to the tile, which has kBlockRows rows.
 template <typename T, typename Epilogue>
 CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, Epilogue epilogue) {
-  alignas(64) float tile[kBlockRows * kPanel];
+  alignas(64) float tile[kBlockRows * kPanel], part[kBlockRows * kPanel];
   for (int64_t i = 0; i < M; i += kBlockRows) {
     const int rows = int(M - i < kBlockRows ? M - i : kBlockRows);
-    product<false>(rows, K, A + i * lda, lda, panel, tile, kPanel);
+    for (int64_t k = 0; k < K; k += kSumDepth<T>) {
+      const int64_t depth = K - k < kSumDepth<T> ? K - k : kSumDepth<T>;
+      product<false>(rows, depth, A + i * lda + k, lda, panel + k * kPanel, k ? part : tile, kPanel);
+      for (int c = 0; k && c < rows * kPanel; c += kLanes) store(tile + c, load(tile + c) + load(part + c));
+    }
     epilogue(i, rows, tile);
   }
 }
