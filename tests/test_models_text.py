@@ -45,6 +45,28 @@ def mask_of(*lengths, width=12):
     return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_by_hand(family):
+    """Vectors of masked words are zero; windows of words against the kernel; ReLU and pooling for CCT only; masked to zero."""
+    model = build(family, positional_embedding="none").double()
+    ids, mask = words(), mask_of(12, 5)
+    tokens, valid = model.tokens(ids, 3 * mask)
+    x = model.embedder.embeddings.weight[ids] * mask[..., None]
+    if family != "transformer":
+        pad, step = (1, 1) if family == "cct" else (0, 2)
+        padded = torch.nn.functional.pad(x, (0, 0, pad, pad))
+        kernel = model.tokenizer.convs[0].weight[:, 0]  # (C, 2, word_embedding_dim)
+        x = torch.stack(
+            [(padded[:, i : i + 2, None] * kernel.transpose(0, 1)).sum((1, 3)) for i in range(0, 11 + 2 * pad, step)], 1
+        )
+        if family == "cct":
+            x = torch.cat([torch.zeros(2, 1, 8), x.relu(), torch.zeros(2, 1, 8)], 1)[:, : 2 * (x.shape[1] // 2 + 1)]
+            x = x.unflatten(1, (-1, 2)).amax(2)
+        x = x * valid[..., None]
+        assert not valid[1].all() and (x[1] == 0).any()
+    torch.testing.assert_close(tokens, x, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("family", ["vit", "transformer"])
 def test_masked_words_do_not_reach_the_class_token(family):
     model = build(family)
