@@ -7,7 +7,7 @@ import torch
 # (op, device) -> backends, fastest first. `reference` is plain PyTorch and always runs.
 TABLE = {
     ("conv_tokenizer", "cpu"): ("cpu", "reference"),
-    ("conv_tokenizer", "cuda"): ("reference",),
+    ("conv_tokenizer", "cuda"): ("triton", "reference"),
     ("layernorm_attention", "cpu"): ("cpu", "reference"),
     ("layernorm_attention", "cuda"): ("triton", "reference"),
     ("layernorm_mlp", "cpu"): ("cpu", "reference"),
@@ -52,7 +52,13 @@ def why_not(op, backend, device, dtype):
         return f"does not run on {device} tensors"
     if dtype not in DTYPES[backend]:
         return f"does not compute in {_name(dtype)}; it does in {', '.join(map(_name, DTYPES[backend]))}"
-    return machine_why_not(backend)
+    return machine_why_not(backend) or (None if backend == "triton" else _missing(op, backend))
+
+
+def _missing(op, backend):
+    from . import native
+
+    return native.missing(op, backend)
 
 
 def choose(op, x, backend=None):

@@ -133,3 +133,10 @@ def why_not(backend):
     except OSError as error:
         return f"{path.name} does not load ({error}); run `pip install --force-reinstall --no-deps .` for this PyTorch"
     return None
+
+
+def missing(op, backend):
+    """Why the loaded library of `backend` does not hold `op`: it was built from older sources. None if it does."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cct_kernels::{op}_forward", backend.upper()):
+        return None
+    return f"libcct_{backend}.so was built without it; run `pip install .` again"

@@ -580,9 +580,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wqkv = call.wqkv.const_data_ptr();
   a.wproj = call.wproj.const_data_ptr();
   const auto f32 = x.options().dtype(at::kFloat);
+  const auto products = call.products.dtype().toScalarType();
   const int64_t B = call.B, slots = keep ? B : std::min<int64_t>(B, at::get_num_threads());
-  at::Tensor out = at::empty_like(call.x), mean = at::empty({B, a.N}, f32), rstd = at::empty({B, a.N}, f32);
-  at::Tensor qkv = at::empty(call.qkv_shape(slots), call.products), o = at::empty(call.o_shape(slots), call.products);
+  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32), rstd = at::empty({B, a.N}, f32);
+  at::Tensor qkv = pooled_empty(call.qkv_shape(slots), products), o = pooled_empty(call.o_shape(slots), products);
   at::Tensor lse = at::empty({keep ? B : 0, a.heads, a.N}, f32);
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
@@ -622,7 +623,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.qkv = qkv.data_ptr();
   a.o = o.data_ptr();
   a.lse = lse.data_ptr<float>();
-  at::Tensor dx = at::empty_like(call.x);
+  at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;

@@ -301,7 +301,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
   MlpArgs& a = call.a;
   call.w2 = pack_weight(fc2_weight, true, 0, a.bf16);
   a.w2 = call.w2.const_data_ptr();
-  at::Tensor out = at::empty_like(call.x);
+  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
@@ -331,7 +331,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.w2_back = call.w2_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
-  at::Tensor dx = at::empty_like(call.x);
+  at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;

@@ -14,6 +14,7 @@
 #include "../check.h"
 #include "dropout.h"
 #include "isa.h"
+#include "pool.h"
 #include "weights.h"
 
 namespace cct {

@@ -62,11 +62,17 @@ void pack_panel(const PackArgs& a, int64_t p) {
 #else
 #include <ATen/Parallel.h>
 
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
 #include "op.h"
 
 namespace cct {
+namespace {
 
-at::Tensor pack_weight(const at::Tensor& weight_in, bool transposed, int64_t group, bool bf16) {
+at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, bool bf16) {
   const at::Tensor weight = weight_in.contiguous();
   PackArgs a{};
   a.weight = weight.const_data_ptr();
@@ -83,6 +89,72 @@ at::Tensor pack_weight(const at::Tensor& weight_in, bool transposed, int64_t gro
     for (int64_t p = first; p < last; ++p) CCT_CALL(pack_panel, a, p);
   });
   return packed;
+}
+
+// Packed weights are kept until the weight changes. What counts as the same weight: its memory, still owned by the same
+// storage, its shape and strides, its version counter (in-place changes, optimizers, load_state_dict), and a sample of its values, for
+// changes through `.data`, which leave the counter alone.
+struct Packed {
+  c10::weak_intrusive_ptr<c10::StorageImpl> owner;
+  int64_t version;
+  std::vector<int64_t> sizes, strides;
+  uint64_t sample;
+  Isa level;
+  at::Tensor panels;
+};
+
+struct Key {
+  const void* data;
+  int kind;
+  int64_t group;
+  bool operator==(const Key& o) const { return data == o.data && kind == o.kind && group == o.group; }
+};
+struct KeyHash {
+  size_t operator()(const Key& k) const { return std::hash<const void*>()(k.data) * 31 + size_t(k.kind) * 7 + size_t(k.group); }
+};
+
+std::mutex g_lock;
+std::unordered_map<Key, Packed, KeyHash> g_packed;
+
+uint64_t sample_values(const at::Tensor& weight) {
+  const int64_t bytes = int64_t(weight.storage().nbytes()) - weight.storage_offset() * int64_t(weight.itemsize());
+  const char* data = static_cast<const char*>(weight.const_data_ptr());
+  constexpr int64_t kSamples = 64;
+  uint64_t hash = 1469598103934665603ull;  // FNV-1a
+  for (int64_t i = 0; i < kSamples; ++i) {
+    uint32_t word = 0;
+    std::memcpy(&word, data + i * (bytes / kSamples) / 4 * 4, std::min<int64_t>(4, bytes));
+    hash = (hash ^ word) * 1099511628211ull;
+  }
+  return hash;
+}
+
+}  // namespace
+
+at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16) {
+  if (weight.is_inference() || weight.numel() == 0) return pack(weight, transposed, group, bf16);  // no version counter
+  const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 4 + bf16 * 2 + transposed, group};
+  const uint64_t sample = sample_values(weight);
+  const int64_t version = weight._version();
+  c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
+  {
+    const std::lock_guard<std::mutex> guard(g_lock);
+    const auto found = g_packed.find(key);
+    if (found != g_packed.end()) {
+      const Packed& p = found->second;
+      if (p.owner.lock().get() == owner && p.version == version && p.sample == sample && p.level == isa() &&
+          weight.sizes() == at::IntArrayRef(p.sizes) && weight.strides() == at::IntArrayRef(p.strides))
+        return p.panels;
+    }
+  }
+  auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
+  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), weight.strides().vec(),
+               sample, isa(), pack(weight, transposed, group, bf16)};
+  const at::Tensor panels = entry.panels;
+  const std::lock_guard<std::mutex> guard(g_lock);
+  std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });
+  g_packed.insert_or_assign(key, std::move(entry));
+  return panels;
 }
 
 }  // namespace cct
