@@ -19,6 +19,11 @@ PROBE = 4  # images on which results are checked
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 
 
+def label(case):
+    """The model, and which stage of it; what else the reason says is about the case's own batch."""
+    return ", ".join(part for part in case.why.split(", ") if part.startswith(MODELS) or part.endswith("stage"))
+
+
 def with_batch(case, batch):
     shapes = {name: (batch, *shape[1:]) if name in BATCHED else shape for name, shape in case.shapes.items()}
     return dataclasses.replace(case, shapes=shapes)
@@ -62,7 +67,7 @@ def checker(case, tensors, dtype, dout):
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("batch", [64, 128], ids=lambda b: f"B{b}")
-@pytest.mark.parametrize("case", [c for c in CASES if c.why.startswith(MODELS)], ids=lambda c: f"{c.op}-{c.why.split(',')[0]}")
+@pytest.mark.parametrize("case", [c for c in CASES if c.why.startswith(MODELS)], ids=lambda c: f"{c.op}-{label(c)}")
 @pytest.mark.parametrize("device", DEVICES)
 def test_op(bench, device, case, batch, dtype, direction):
     case, backward = with_batch(case, batch), direction == "forward+backward"
@@ -81,7 +86,7 @@ def test_op(bench, device, case, batch, dtype, direction):
         return lambda: torch.autograd.grad(function(**leaves, **case.options), wanted, dout, allow_unused=True)
 
     flops, moved = work(case, dtype, backward)
-    what = f"{case.op} {case.why.removesuffix(', odd batch')}"
+    what = f"{case.op} {label(case)}"
     key = {"kind": "op", "what": what, "direction": direction, "device": device, "dtype": str(dtype)[6:], "batch": batch}
     bench.row(
         key, {name: lambda name=name: build(name) for name in OPS}, lambda name, call: check(name, functions[name]),
