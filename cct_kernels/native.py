@@ -124,6 +124,8 @@ def why_not(backend):
     """Load the library of `backend` ("cpu" or "cuda") once; why it cannot be used, or None."""
     if backend == "cuda" and not torch.cuda.is_available():
         return "no CUDA GPU (torch.cuda.is_available() is False)"
+    if backend == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has compute capability below 8.0"
     path = LIBRARIES / f"libcct_{backend}.so"
     if not path.exists():
         hint = "nvcc was not found when the package was installed" if backend == "cuda" else "the package was not built"

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: the cases of each op, its work and traffic, and the one rule that decides "right".
+"""What tests and benchmarks share: the cases of each op, and the one rule that decides "right".
 
 exact = the reference in float64 on the same rounded inputs. A kernel is right when, for its output and for each named gradient
 under a random incoming gradient,
@@ -226,20 +226,3 @@ def poisoned_memory():
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
-def bytes_moved(case, dtype, backward=False):
-    """Least traffic of a call in bytes: every input read once, every output written once."""
-    size = torch.finfo(dtype).bits // 8
-    numel = {name: torch.Size(shape).numel() for name, shape in case.shapes.items()}
-    B, _, C = case.shapes["x"]
-    forward = sum(numel.values()) + B * C
-    return size * (forward if not backward else sum(numel.values()) * 2 + B * C)
-
-
-def flops(case, backward=False):
-    """Floating-point operations of the products and sums (a multiply-add counts two)."""
-    B, N, C = case.shapes["x"]
-    norm = 7 * B * N * C if "norm_weight" in case.shapes else 0
-    forward = 4 * B * N * C + norm
-    return forward if not backward else 2 * forward
