@@ -13,7 +13,7 @@ import torch
 import cct_kernels
 from cct_kernels import dispatch, testing
 from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
-from cct_kernels.triton import attention, launch, linear
+from cct_kernels.triton import attention, conv_tokenizer, launch, linear
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before pytest starts"
 for op, device in list(dispatch.TABLE):
@@ -22,8 +22,10 @@ for op, device in list(dispatch.TABLE):
 
 # The small blocks of float32 cost a Python step each. Which blocks a GPU takes is test_triton.py's matter.
 linear.CONFIGS["sm_90"][4] = linear.CONFIGS["sm_90"][2]
+for kind in conv_tokenizer.CONFIGS["sm_90"].values():
+    kind[2] = kind[4] = (128, 64, 64, 4, 1)
 DTYPES = [torch.float32, torch.float16]
-LARGEST = {"seqpool": 70_000}  # elements of x
+LARGEST = {"seqpool": 70_000, "conv_tokenizer": 10_000}  # elements of x
 
 
 def small_cases(op):
@@ -42,7 +44,7 @@ def parity(*ops):
     )
 
 
-@parity("seqpool", "layernorm_mlp", "layernorm_attention")
+@parity("conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention")
 def test_parity(case, dtype):
     with poisoned_memory():
         compare(case, dtype, on_triton(case.op))
@@ -62,6 +64,22 @@ def test_seqpool_one_program_an_image(monkeypatch):
     monkeypatch.setitem(launch.PROGRAMS, "sm_90", 1)
     for case in (testing.cases("seqpool")[3], testing.cases("seqpool")[7]):
         compare(case, torch.float32, on_triton("seqpool"))
+
+
+@pytest.mark.parametrize("name", ["B2_5x19x23_C70_k5x3", "B2_4x11x13_C33_k3_norelu"])
+def test_conv_tokenizer_of_long_products(name, monkeypatch):
+    """Pooling in a kernel of its own, and dx some images at a time, as for the large kernels of CCT-14."""
+    monkeypatch.setattr(conv_tokenizer, "LONG_K", 0)
+    monkeypatch.setattr(conv_tokenizer, "DCOL_BYTES", 1)
+    (case,) = (case for case in testing.cases("conv_tokenizer") if case.name == name)
+    with poisoned_memory():
+        compare(case, torch.float16, on_triton("conv_tokenizer"))
+
+
+def test_conv_tokenizer_of_single_pixels():
+    """A 1 x 1 kernel: the weight as a matrix is a mere view."""
+    case = testing.Case("conv_tokenizer", "k1", "", {"x": (2, 5, 4, 4), "weight": (7, 5, 1, 1)}, {"pool": None})
+    compare(case, torch.float32, on_triton("conv_tokenizer"))
 
 
 @pytest.mark.parametrize("name", ["B3_N40_C96_H2_mask_train", "B2_N33_C300_H4"])
@@ -87,7 +105,7 @@ def test_autocast(op):
         testing.assert_no_worse(name, value, own[name].to(value.dtype), exact[name], torch.float16)
 
 
-@pytest.mark.parametrize("op", ["seqpool", "layernorm_mlp", "layernorm_attention"])
+@pytest.mark.parametrize("op", ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"])
 def test_operators(op):
     """Schema, fake kernels and aliasing of the operators; a full-graph compilation through the public op."""
     case = small_cases(op)[-2]

@@ -319,7 +319,7 @@ def weight_gradient(g, a, dtype, compute, *, bias=True, norm=None, branch_in=Non
     weight_gradient_kernel[(blocks, parts)](
         g, a, out, bias_out if bias else None, norm.mean, norm.rstd, norm.weight, norm.bias, before.scale, before.seed,
         M, N, K, tokens, steps * block_m, g.stride(0), a.stride(0), keep_scale(before.p),
-        SITE=before.site, DROP=threshold(before.p), COMPUTE=_TRITON_DTYPE[compute], PRECISION=precision(),
+        SITE=before.site, DROP=threshold(before.p), COMPUTE=TRITON_DTYPE[compute], PRECISION=precision(),
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return (out[0], bias_out[0]) if parts == 1 else (sum_partials(out, dtype), sum_partials(bias_out, dtype))
@@ -349,4 +349,4 @@ def sum_partials(partial, dtype):
     return out
 
 
-_TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
