@@ -6,6 +6,7 @@ bfloat16 is absent: the interpreter computes it wrongly, without a word. Program
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,11 @@ def test_conv_tokenizer_of_single_pixels():
     """A 1 x 1 kernel: the weight as a matrix is a mere view."""
     case = testing.Case("conv_tokenizer", "k1", "", {"x": (2, 5, 4, 4), "weight": (7, 5, 1, 1)}, {"pool": None})
     compare(case, torch.float32, on_triton("conv_tokenizer"))
+
+
+def test_layernorm_mlp_in_one_kernel_with_drop_path():
+    (case,) = (case for case in testing.cases("layernorm_mlp") if case.name == "B4_N17_C64_F96_train")
+    compare(replace(case, options={}), torch.float16, on_triton("layernorm_mlp"))
 
 
 @pytest.mark.parametrize("name", ["B3_N40_C96_H2_mask_train", "B2_N33_C300_H4"])

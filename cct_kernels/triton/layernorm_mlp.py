@@ -1,5 +1,6 @@
 """y = LN(x);  out = y + s * drop(fc2(drop(gelu(fc1(y))))) in Triton: forward and backward.
 
+Forward is one kernel for the widths of the small models in 16 bits, two products otherwise.
 Backward keeps nothing of size (B, N, F) from forward: it computes a = fc1(y) again, and with dz = s * drop(dout)
 
     dh = dz W2        da = drop(dh) gelu'(a)        h = drop(gelu(a))        dy = dout + da W1        dx = LN'(dy)
@@ -7,10 +8,57 @@ Backward keeps nothing of size (B, N, F) from forward: it computes a = fc1(y) ag
 """
 
 import torch
+import triton
+import triton.language as tl
 
 from .. import native, philox
 from . import launch
-from .linear import Branch, dense, layernorm_backward, linear, norm_of_rows, weight_gradient
+from .linear import Branch, affine, dense, gelu, layernorm_backward, linear, norm_of_rows, vector, weight_gradient
+
+# Largest C -> (rows, columns of the hidden layer, warps, stages) of the one-kernel forward: rows and weights of a step fit the
+# shared memory, the sums of 256 columns the registers. Not yet timed on any GPU.
+CONFIGS = {
+    "sm_80": {128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
+    "sm_86": {128: (64, 32, 4, 2), 256: (32, 32, 8, 2)},
+    "sm_90": {128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
+    "sm_100": {128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
+}
+
+
+@triton.jit
+def layernorm_mlp_forward_kernel(
+    x_ptr, norm_weight_ptr, norm_bias_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, scale_ptr, out_ptr, mean_ptr, rstd_ptr,
+    M, C, F, tokens, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows from x to out; the hidden layer lives a step at a time."""
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_c = tl.arange(0, BLOCK_C)
+    mask = (offs_m < M)[:, None] & (offs_c < C)[None, :]
+    offs = offs_m[:, None] * C + offs_c[None, :]
+    x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(x, 1) / C
+    x = tl.where(mask, x - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(x * x, 1) / C + eps)
+    tl.store(mean_ptr + offs_m, mean, mask=offs_m < M)
+    tl.store(rstd_ptr + offs_m, rstd, mask=offs_m < M)
+    acc = affine(x * rstd[:, None], norm_weight_ptr, norm_bias_ptr, offs_c, C)
+    y = acc.to(w1_ptr.dtype.element_ty)
+    # out = y + s (h W2 + b2) = (y + s b2) + (s h) W2: the sums start at the residual, and nothing is left to do behind them
+    s = tl.full((BLOCK_M,), 1.0, tl.float32)
+    if scale_ptr is not None:
+        s = tl.load(scale_ptr + offs_m // tokens, mask=offs_m < M, other=0.0).to(tl.float32)
+    if b2_ptr is not None:
+        acc += s[:, None] * vector(b2_ptr, offs_c, C)[None, :]
+    for f in range(0, F, BLOCK_F):
+        offs_f = f + tl.arange(0, BLOCK_F)
+        w1_mask = (offs_f < F)[None, :] & (offs_c < C)[:, None]
+        h = tl.dot(y, tl.load(w1_ptr + offs_f[None, :] * C + offs_c[:, None], mask=w1_mask, other=0.0))
+        if b1_ptr is not None:
+            h += vector(b1_ptr, offs_f, F)[None, :]
+        w2_mask = (offs_f < F)[:, None] & (offs_c < C)[None, :]
+        w2 = tl.load(w2_ptr + offs_c[None, :] * F + offs_f[:, None], mask=w2_mask, other=0.0)
+        acc = tl.dot((s[:, None] * gelu(h)).to(w2.dtype), w2, acc)
+    tl.store(out_ptr + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @launch.operator("layernorm_mlp_forward" + native.OPS["layernorm_mlp_forward"], torch.ops.cct_kernels.layernorm_mlp_forward)
@@ -19,7 +67,17 @@ def forward(
 ):  # fmt: skip
     (B, N, C), F = x.shape, fc1_weight.shape[0]
     rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
-    w1, w2 = fc1_weight.to(compute), fc2_weight.to(compute)
+    w1, w2 = fc1_weight.to(compute).contiguous(), fc2_weight.to(compute).contiguous()
+    config = next((config for most, config in CONFIGS[launch.architecture(x.device)].items() if most >= C), None)
+    if config and compute.itemsize == 2 and dropout == 0 and B > 0:
+        block_m, block_f, warps, stages = config
+        out = x.new_empty(B, N, C)
+        layernorm_mlp_forward_kernel[(triton.cdiv(B * N, block_m),)](
+            rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), dense(drop_path_scale), out,
+            norm.mean, norm.rstd, B * N, C, F, N, eps,
+            BLOCK_M=block_m, BLOCK_C=max(16, triton.next_power_of_2(C)), BLOCK_F=block_f, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        return out, norm.mean.view(B, N), norm.rstd.view(B, N)
     hidden = Branch(None, seed, dropout, philox.HIDDEN)
     h = linear(
         rows, w1, x.new_empty(B * N, F, dtype=compute), bias=dense(fc1_bias), norm_input=norm, activation="gelu",
