@@ -194,6 +194,29 @@ struct Keys<BFloat16> {
 };
 #endif
 
+// Taps between lanes and bytes; GCC 12 makes single elements of __builtin_convertvector here.
+CCT_INLINE VecI load_taps(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (VecI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (VecI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  return VecI{p[0], p[1], p[2], p[3]};
+#endif
+}
+CCT_INLINE void store_taps(uint8_t* p, VecI taps) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)taps));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(taps[i]);
+#endif
+}
+#if defined(CCT_BF16_PRODUCT)
+CCT_INLINE void store_taps(uint8_t* p, Keys<BFloat16>::Vector taps) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi16_epi8((__m512i)taps));
+}
+#endif
+
 template <typename T>
 CCT_INLINE typename Keys<T>::Vector turn_negative(typename Keys<T>::Vector k) {  // its own inverse
   return k ^ ((k >> (8 * sizeof(T) - 1)) & Keys<T>::kRest);
@@ -219,7 +242,6 @@ CCT_INLINE void pool_pixel(const ConvArgs& a, const T* window, int64_t row_strid
   using Key = typename Keys<T>::Vector;
   using Lane = typename Keys<T>::Lane;
   constexpr int kKeys = sizeof(Key) / sizeof(T), kCount = kPanel / kKeys < 4 ? kPanel / kKeys : 4;
-  typedef uint8_t Bytes __attribute__((vector_size(kKeys)));
   for (int c0 = 0; c0 < kPanel; c0 += kKeys * kCount) {
     Key best[kCount], where[kCount];
     for (int v = 0; v < kCount; ++v) best[v] = Key{} + Lane(-Keys<T>::kRest - 1), where[v] = Key{};
@@ -239,8 +261,7 @@ CCT_INLINE void pool_pixel(const ConvArgs& a, const T* window, int64_t row_strid
     for (int v = 0; v < kCount; ++v) {
       if (kWinner) {
         if (a.relu) where[v] = best[v] == 0 ? Key{} + Lane(kNoWinner) : where[v];
-        const Bytes bytes = __builtin_convertvector(where[v], Bytes);
-        std::memcpy(winner + c0 + v * kKeys, &bytes, sizeof bytes);
+        store_taps(winner + c0 + v * kKeys, where[v]);
       }
       if (!a.relu) best[v] = turn_negative<T>(best[v]);
       std::memcpy(static_cast<void*>(line + c0 + v * kKeys), &best[v], sizeof best[v]);
@@ -308,18 +329,13 @@ struct Source {
 // d (Cp) = what one convolved pixel receives from its n windows; also added to `sums`, if any.
 template <int kCount, typename X, typename T>
 CCT_INLINE void gather(const ConvArgs& a, const Source<X>* sources, int n, T* d, float* sums) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   const int count = kCount ? kCount : n;
   for (int64_t c = 0; c < a.Cp; c += kLanes) {
     Vec total = {};
     for (int s = 0; s < count && c < a.C; ++s) {
       const X* from = sources[s].dout + c;
       Vec v = c + kLanes <= a.C ? load(from) : load_part(from, int(a.C - c));
-      if (a.winner) {
-        Bytes bytes;
-        std::memcpy(&bytes, sources[s].winner + c, sizeof bytes);
-        v = select(__builtin_convertvector(bytes, VecI) == sources[s].tap, v, Vec{});
-      }
+      if (a.winner) v = select(load_taps(sources[s].winner + c) == sources[s].tap, v, Vec{});
       total += v;
     }
     store(d + c, total);
@@ -327,7 +343,7 @@ CCT_INLINE void gather(const ConvArgs& a, const Source<X>* sources, int n, T* d,
   }
 }
 
-// dconv of the convolved rows r; those of `own` also summed into dbias.
+// dconv of the convolved rows r; those of `own` also summed into dbias in three levels: pixels, parts, all of the thread.
 template <typename X, typename T>
 void unpool(const ConvArgs& a, int64_t b, Range r, Range own, T* dconv, float* part, float* dbias) {
   Source<X> sources[kNoWinner];
@@ -350,9 +366,10 @@ void unpool(const ConvArgs& a, int64_t b, Range r, Range own, T* dconv, float* p
         case 4: gather<4>(a, sources, n, dconv, sums); break;
         default: gather<0>(a, sources, n, dconv, sums);
       }
-      if (sums && ((c + 1) % kSumRows == 0 || c + 1 == a.Wc)) flush_sums(part, dbias, a.Cp);
+      if (sums && ((c + 1) % kSumRows == 0 || c + 1 == a.Wc)) flush_sums(part, part + a.Cp, a.Cp);
     }
   }
+  if (dbias) flush_sums(part + a.Cp, dbias, a.Cp);
 }
 
 CCT_INLINE void add(float* total, const float* v, int64_t n) {
@@ -435,8 +452,8 @@ CCT_INLINE int64_t input_row(const ConvArgs& a, int64_t r) {
 template <typename X, typename T>
 void backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGradients& g, char* scratch) {
   const TileScope tiles;
-  float* part = take<float>(scratch, a.Cp);
-  zero(part, a.Cp);
+  float* part = take<float>(scratch, 2 * a.Cp);
+  zero(part, 2 * a.Cp);
   T* dconv = take<T>(scratch, (a.part_pixels + 32) * a.Cp);
   for (int64_t item = first; item < last; ++item) {
     const int64_t b = item / a.parts;
@@ -513,8 +530,9 @@ int64_t output_size(const char* what, int64_t size, int64_t kernel, int64_t stri
 // The arguments of one call, with the tensors that they point into.
 struct ConvCall {
   ConvArgs a{};
-  at::Tensor x, rows, packed, bias;  // rows: the weight as (C, K)
-  int64_t B, bytes_per;              // of an element in the products
+  at::Tensor x, packed, bias;
+  int64_t B, bytes_per;  // of an element in the products
+  bool channels_last;    // strides of x
 
   ConvCall(const at::Tensor& x_in, const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding, bool relu,
            at::IntArrayRef pool, at::ScalarType compute) {
@@ -547,16 +565,17 @@ struct ConvCall {
                       " pixels of ", a.C, " channels; expected fewer than 2^40 elements");
     a.Ho = output_size("pool kernel", a.Hc, pool[0], pool[2], pool[4]);
     a.Wo = output_size("pool kernel", a.Wc, pool[1], pool[3], pool[5]);
+    TORCH_CHECK_VALUE(double(B) * double(a.Ho) * double(a.Wo) * double(a.Cp) < 0x1p50, kOp, ": the result is ", B, " x ", a.Ho,
+                      " x ", a.Wo, " x ", a.C, "; expected fewer than 2^50 elements");
     a.K = a.conv.kh * a.conv.kw * a.Cin;
     a.relu = relu;
     a.x_bf16 = x_in.scalar_type() == at::kBFloat16;
     a.bf16 = bf16_products(compute);
     bytes_per = a.bf16 ? 2 : 4;
-    const bool last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
-    x = last ? x_in : x_in.contiguous();
-    a.channels_last = last || a.Cin == 1;
+    channels_last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
+    x = channels_last ? x_in : x_in.contiguous();
+    a.channels_last = channels_last || a.Cin == 1;
     a.x = x.const_data_ptr();
-    rows = weight.permute({0, 2, 3, 1}).contiguous().view({a.C, a.K});
   }
 
   int64_t pool_span(int64_t rows) const { return std::min(a.Hc, (rows - 1) * a.pool.sh + a.pool.kh); }
@@ -570,11 +589,11 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   ConvArgs& a = call.a;
   const int64_t B = call.B;
   check_tensor(kOp, "bias", bias, {a.C}, weight.scalar_type());
-  at::Tensor out = at::empty({B, a.Ho * a.Wo, a.C}, x.options());
   const bool choice = relu || a.pool.kh * a.pool.kw > 1;
-  at::Tensor winner = at::empty({keep && choice ? B : 0, a.Ho * a.Wo, a.Cp}, x.options().dtype(at::kByte));
+  at::Tensor out = pooled_empty({B, a.Ho * a.Wo, a.C}, x.scalar_type());
+  at::Tensor winner = pooled_empty({keep && choice ? B : 0, a.Ho * a.Wo, a.Cp}, at::kByte);
   if (B == 0) return {out, winner};
-  call.packed = pack_weight(call.rows, true, 0, a.bf16);
+  call.packed = pack_weight(weight, true, 0, a.bf16);
   call.bias = padded_vector(bias, a.C);
   a.weight = call.packed.const_data_ptr();
   a.bias = call.bias.const_data_ptr<float>();
@@ -616,9 +635,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   const at::Tensor dout = dout_in.contiguous(), winner = winner_in.contiguous();
   a.dout = dout.const_data_ptr();
   a.winner = choice ? static_cast<uint8_t*>(winner.data_ptr()) : nullptr;
-  at::Tensor dx = need_x ? at::empty_like(call.x) : at::empty({0}, x.options());
-  if (need_x && B > 0) {
-    call.packed = pack_weight(call.rows, false, 0, a.bf16);
+  at::Tensor dx = at::empty({0}, x.options());
+  if (need_x) {
+    dx = call.channels_last ? pooled_empty({B, a.H, a.W, a.Cin}, x.scalar_type()).permute({0, 3, 1, 2})
+                            : pooled_empty(x.sizes(), x.scalar_type());
+    call.packed = pack_weight(weight, false, 0, a.bf16);
     a.weight_back = call.packed.const_data_ptr();
     a.dx = dx.data_ptr();
   }
@@ -640,7 +661,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   const int64_t dw = need_weight ? (a.transpose_columns ? a.K : a.C) * stride_w : 0, threads = at::get_num_threads();
   at::Tensor sums = at::zeros({threads, dw + a.Cp}, x.options().dtype(at::kFloat));
   const int64_t matrix = (a.block + 32) * std::max(a.columns, a.Cp);
-  const int64_t bytes = scratch_bytes({a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, matrix,
+  const int64_t bytes = scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, matrix,
                                        std::max(matrix, (a.part_pixels + 32) * a.Cp), matrix, a.block * 64, a.dx_size});
   for_slices(B * a.parts, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);

@@ -65,9 +65,9 @@ CCT_INLINE void interleave_rows(const BFloat16* src, int64_t src_stride, BFloat1
   for (int64_t r = 0; r < rows; r += 2) {
     const BFloat16 *a = src + r * src_stride, *b = a + src_stride;
     BFloat16* d = dst + r / 2 * dst_stride;
-    for (int64_t c = 0; c < columns; ++c) {
-      d[2 * c] = a[c];
-      d[2 * c + 1] = b[c];
+    for (int64_t c = 0; c < columns; c += kLanes) {  // a BFloat16 is the upper half of its float
+      const VecU pair = (VecU)load(a + c) >> 16 | (VecU)load(b + c);
+      std::memcpy(static_cast<void*>(d + 2 * c), &pair, sizeof pair);
     }
   }
 }

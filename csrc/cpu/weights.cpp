@@ -73,7 +73,8 @@ namespace cct {
 namespace {
 
 at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, bool bf16) {
-  const at::Tensor weight = weight_in.contiguous();
+  // a convolution's (C, Cin, kh, kw) counts as (C, K) with K in the order (ky, kx, ci)
+  const at::Tensor weight = (weight_in.dim() == 4 ? weight_in.permute({0, 2, 3, 1}).flatten(1) : weight_in).contiguous();
   PackArgs a{};
   a.weight = weight.const_data_ptr();
   a.weight_bf16 = weight.scalar_type() == at::kBFloat16;
