@@ -22,14 +22,18 @@ class CMakeBuild(build_ext):
             sys.exit(
                 "cct-kernels needs a C++20 compiler: install g++ 11 or newer (Debian, Ubuntu: apt install g++) and try again."
             )
+        for tool in ("cmake", "ninja"):
+            if shutil.which(tool) is None:
+                sys.exit(f"cct-kernels is built with cmake and ninja, and {tool} is not here: run `pip install cmake ninja`.")
         output = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
-        build = Path(self.build_temp).resolve()
+        build = ROOT / "build" / "native"  # kept: a second build compiles what changed
         build.mkdir(parents=True, exist_ok=True)
         options = {
             "CCT_TORCH": self._torch(),
             "CCT_OUTPUT": output / "cct_kernels" / "lib",
             "CCT_CUDA": os.environ.get("CCT_CUDA", "auto"),
             "CMAKE_CXX_COMPILER": shutil.which(compiler.split()[0]),
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja"),  # an isolated build brings its own, gone when it ends
         }
         try:
             self._call(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())])
