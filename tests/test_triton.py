@@ -34,10 +34,11 @@ COMPILED = [  # the shapes of the paper in the dtype of training, one in float32
     ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float16),
     ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float32),
 ]
+OPS = ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"]
 MATMULS = ("linear_", "weight_gradient_", "attention_", "conv_tokenizer_forward_", "conv_tokenizer_backward_weight_")
 
 
-@pytest.mark.parametrize("op", ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"])
+@pytest.mark.parametrize("op", OPS)
 def test_under_the_interpreter(op):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", str(INTERPRETER), "-k", op]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)
@@ -49,9 +50,9 @@ def test_under_the_interpreter(op):
 def test_compiles_without_spills(name, dtype, arch):
     from cct_kernels.triton import aot, launch
 
-    kernels = aot.compiled(arch, NAMES[name], dtype)
-    assert kernels
-    for kernel in kernels:
+    launches = aot.compiled(arch, NAMES[name], dtype)
+    assert launches
+    for kernel in (launched.kernel for launched in launches):
         used = aot.resources(kernel)
         assert used["stack"] == used["local"] == 0, f"{kernel.name} spills: {used}"
         assert (
@@ -67,8 +68,9 @@ def test_rows_of_the_tables():
     assert [launch.row(c) for c in capabilities] == ["sm_80", "sm_86", "sm_86", "sm_90", "sm_100", "sm_100", "sm_86"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: test_seqpool.py runs the kernels on it")
-def test_says_why_it_cannot_run():
-    tensors = make_inputs(NAMES["seqpool-B2_N63_C200"], torch.float32)
-    with pytest.raises(ValueError, match="seqpool: backend 'triton' does not run on cpu tensors"):
-        cct_kernels.seqpool(**tensors, backend="triton")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the tests of each op run the kernels on it")
+@pytest.mark.parametrize("op", OPS)
+def test_says_why_it_cannot_run(op):
+    case = testing.cases(op)[-1]
+    with pytest.raises(ValueError, match=f"{op}: backend 'triton' does not run on cpu tensors"):
+        getattr(cct_kernels, op)(**make_inputs(case, torch.float32), **case.options, backend="triton")

@@ -51,13 +51,32 @@ def test_parity(case, dtype):
         compare(case, dtype, on_triton(case.op))
 
 
-@pytest.mark.parametrize("name", ["x", "weight", "norm_weight", "norm_bias"])
-def test_seqpool_non_contiguous(name):
-    tensors = make_inputs(testing.cases("seqpool")[3], torch.float32)
-    plain = run(on_triton("seqpool"), tensors, {}, torch.ones(2, 200))
-    tensors[name] = torch.stack([tensors[name], tensors[name] + 1], -1)[..., 0]
-    strided = run(on_triton("seqpool"), tensors, {}, torch.ones(2, 200))
-    assert all(torch.equal(plain[key], strided[key]) for key in plain)
+NON_CONTIGUOUS = {
+    "conv_tokenizer": "B2_4x11x13_C33_k3_norelu",
+    "seqpool": "B2_N17_C7",
+    "layernorm_mlp": "B1_N300_C12_F7",
+    "layernorm_attention": "B2_N7_C12_H3",
+}
+
+
+@pytest.mark.parametrize("op", NON_CONTIGUOUS)
+def test_non_contiguous(op):
+    """Every tensor with gaps between its elements, the incoming gradient expanded: bit for bit the same."""
+    (case,) = (case for case in testing.cases(op) if case.name == NON_CONTIGUOUS[op])
+    tensors = make_inputs(case, torch.float32)
+    dout = torch.ones(1).expand(on_triton(op)(**tensors, **case.options).shape)
+    results = [gradients(op, case, t, dout) for t in (tensors, {n: with_gaps(t) for n, t in tensors.items()})]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def with_gaps(tensor):
+    return torch.stack([tensor, tensor + 1], -1)[..., 0]
+
+
+def gradients(op, case, tensors, dout):
+    wanted = [t.requires_grad_() for t in tensors.values()]
+    out = on_triton(op)(**tensors, **case.options)
+    return out, *torch.autograd.grad(out, wanted, dout)
 
 
 def test_seqpool_one_program_an_image(monkeypatch):

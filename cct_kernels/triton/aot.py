@@ -1,17 +1,19 @@
 """Compiles what an op would launch, for a GPU that need not be here.
 
-    for kernel in compiled("sm_90", case, torch.bfloat16):
-        print(kernel.name, resources(kernel))
+    for launched in compiled("sm_90", case, torch.bfloat16):
+        print(launched.kernel.name, resources(launched.kernel))
 
 The op runs forward and backward on meta tensors, and each of its launches becomes a compilation with exactly the constants, the
 divisibility attributes and the options it would have on that GPU.
 """
 
 import contextlib
+import math
 import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -40,19 +42,28 @@ class _Driver:
         return GPUTarget("cuda", int(self.arch.removeprefix("sm_")), 32)
 
 
+class Launch(NamedTuple):
+    """A compiled kernel, how many programs a launch of it has, and the bytes of the tensors it is given, each counted once."""
+
+    kernel: triton.compiler.CompiledKernel
+    programs: int
+    bytes: int
+
+
 def compiled(arch, case, dtype, autocast=None, backward=True):
-    """The distinct kernels that a case of testing.py launches on `arch`, in the order of their launches.
+    """The launches of distinct kernels that a case of testing.py makes on `arch`, in order.
 
     autocast: the dtype of torch.autocast around the call, or None.
     """
     load()
-    kernels = []
+    launches = []
 
     def compile_instead(self, grid):
         def call(*args, **options):
             kernel = self.run(*args, grid=grid, warmup=True, **options)
-            if kernel not in kernels:
-                kernels.append(kernel)
+            if all(kernel is not other.kernel for other in launches):
+                tensors = {id(t): t.numel() * t.element_size() for t in args if isinstance(t, torch.Tensor)}
+                launches.append(Launch(kernel, math.prod(grid), sum(tensors.values())))
 
         return call
 
@@ -78,7 +89,7 @@ def compiled(arch, case, dtype, autocast=None, backward=True):
         out = op(**tensors, **case.options)
         if backward:
             testing.run(op, tensors, case.options, torch.empty_like(out))
-    return kernels
+    return launches
 
 
 def resources(kernel):

@@ -248,7 +248,7 @@ def forward(x, weight, bias, stride, padding, relu, pool, compute, keep):
     out, winner = _fake_forward(x, weight, bias, stride, padding, relu, pool, compute, keep)
     if g.B == 0:
         return out, winner
-    w, bias = _matrix(weight, compute), dense(bias)
+    x, w, bias = launch.narrow(x), _matrix(weight, compute), dense(bias)
     block_p, block_c, block_k, warps, stages = _config("forward", x, compute)
     twice = g.pooled and g.K > LONG_K
     direct = (x.new_empty(g.B, g.Hc * g.Wc, g.C, dtype=torch.float32), None) if twice else (out, winner)
@@ -285,7 +285,7 @@ def backward(dout, x, weight, winner, stride, padding, relu, pool, compute, outp
             _input_gradient(source, weight, dx, g, compute)
     dweight = dbias = weight.new_empty(0)
     if need_dweight or need_dbias:
-        dweight, dbias = _weight_gradient(source, won, window, size, x, weight.dtype, g, compute)
+        dweight, dbias = _weight_gradient(source, won, window, size, launch.narrow(x), weight.dtype, g, compute)
     return dx, dweight if need_dweight else weight.new_empty(0), dbias if need_dbias else weight.new_empty(0)
 
 

@@ -58,9 +58,11 @@ def operator(schema, fake):
     return decorate
 
 
-def rows(x):
-    """x, copied only if the elements of a row are not neighbours."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+def narrow(x, rows=False):
+    """x, copied only if a sample of it spans more than 32-bit offsets reach or, for `rows`, a row has gaps."""
+    span = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    gaps = rows and x.stride(-1) != 1 and x.shape[-1] > 1
+    return x.contiguous() if gaps or span >= 2**31 else x
 
 
 def splits(tiles, programs, device, most=32):

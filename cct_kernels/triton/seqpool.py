@@ -243,7 +243,7 @@ def forward(x, weight, norm_weight, norm_bias, eps):
     mean, rstd = (x.new_empty(B if norm else 0, N, **f32) for _ in range(2))
     if B == 0:
         return out, lse, mean, rstd
-    x, weight, norm_weight, norm_bias = launch.rows(x), *_contiguous(weight, norm_weight, norm_bias)
+    x, weight, norm_weight, norm_bias = launch.narrow(x, rows=True), *_contiguous(weight, norm_weight, norm_bias)
     config = _config(C, x.device)
     parts, steps = launch.splits(triton.cdiv(N, config["BLOCK_N"]), B, x.device)
     partial = x.new_empty(B, parts, C + 2, **f32) if parts > 1 else lse
@@ -269,7 +269,7 @@ def backward(dout, x, weight, norm_weight, norm_bias, lse, mean, rstd):
     dout, weight, norm_weight, norm_bias = _contiguous(dout, weight, norm_weight, norm_bias)
     uv = x.new_empty(B, 2, C, dtype=torch.float32)
     if B > 0:
-        x, config = launch.rows(x), _config(C, x.device)
+        x, config = launch.narrow(x, rows=True), _config(C, x.device)
         parts, steps = launch.splits(triton.cdiv(N, config["BLOCK_N"]), B, x.device)
         partial = x.new_empty(B, parts, 2, C, dtype=torch.float32) if parts > 1 else uv
         for sums, use in [(True, True)] if parts == 1 else [(True, False), (False, True)]:

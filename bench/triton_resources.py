@@ -1,0 +1,110 @@
+"""What each Triton kernel asks of a GPU, from compilation alone: registers, shared memory, occupancy, bytes.
+
+    python bench/triton_resources.py        writes bench/results/triton_resources.json and .md
+
+No GPU is needed and nothing is timed. One row for each distinct kernel that the shapes of the paper launch with batch 128.
+Occupancy: warps that fit a multiprocessor over the most it can hold. MB: the tensors a launch is given, each counted once.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import triton
+
+from cct_kernels import testing
+from cct_kernels.triton import aot
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 128
+NAMES = [
+    "conv_tokenizer-B2_3x32x32_C256_k3",
+    "conv_tokenizer-B1_64x56x56_C384_k7",
+    "layernorm_attention-B2_N256_C256_H4",
+    "layernorm_attention-B3_N64_C128_H2",
+    "layernorm_attention-B1_N196_C384_H6",
+    "layernorm_attention-B1_N1030_C64_H2",
+    "layernorm_mlp-B2_N256_C256_F512",
+    "layernorm_mlp-B3_N64_C128_F128",
+    "layernorm_mlp-B1_N196_C384_F1152",
+    "seqpool-B2_N256_C256",
+    "seqpool-B3_N64_C128",
+    "seqpool-B1_N196_C384",
+]
+# Of a multiprocessor: warps, shared memory (KiB; 1 a program is the system's own). 65536 registers, 32 programs (24 on sm_120).
+MULTIPROCESSOR = {"sm_80": (64, 164), "sm_86": (48, 100), "sm_90": (64, 228), "sm_100": (64, 228)}
+
+
+def occupancy(used, arch):
+    most_warps, shared = MULTIPROCESSOR[arch]
+    registers = -(-used["registers"] // 8) * 8 * 32 * used["warps"]
+    programs = min(65536 // registers, (shared << 10) // (used["shared"] + 1024), most_warps // used["warps"], 32)
+    return programs * used["warps"] / most_warps
+
+
+def cases():
+    by_name = {str(case): case for case in testing.CASES}
+    for name in NAMES:
+        case = by_name[name]
+        case = replace(case, name=f"B{BATCH}_" + case.name.split("_", 1)[1])
+        case = replace(case, shapes=case.shapes | {"x": (BATCH, *case.shapes["x"][1:])})
+        yield case
+        if case.op == "layernorm_attention":
+            shapes = case.shapes | {"seed": (2,), "drop_path_scale": (BATCH,)}
+            yield replace(case, name=case.name + "_train", shapes=shapes, options=case.options | {"attn_dropout": 0.1})
+
+
+def rows():
+    for arch in MULTIPROCESSOR:
+        for dtype in (torch.bfloat16, torch.float32):
+            for case in cases():
+                for launched in aot.compiled(arch, case, dtype):
+                    used = aot.resources(launched.kernel)
+                    yield {
+                        "arch": arch,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "case": str(case),
+                        "kernel": launched.kernel.name.removesuffix("_kernel"),
+                        "programs": launched.programs,
+                        **used,
+                        "occupancy": round(occupancy(used, arch), 3),
+                        "megabytes": round(launched.bytes / 1e6, 2),
+                        "wgmma": "wgmma.mma_async" in launched.kernel.asm["ptx"],
+                    }
+
+
+def main():
+    table = list(rows())
+    RESULTS.mkdir(exist_ok=True)
+    versions = {"triton": triton.__version__, "torch": torch.__version__}
+    with open(RESULTS / "triton_resources.json", "w") as file:
+        file.write(json.dumps(versions) + "\n" + "".join(json.dumps(row) + "\n" for row in table))
+    lines = [
+        f"# Triton kernels, compiled ahead of time (triton {triton.__version__}); nothing here was timed",
+        "",
+        "Made by `python bench/triton_resources.py`. Stack: bytes of local memory a thread, where spills would lie.",
+        "",
+    ]
+    for arch in MULTIPROCESSOR:
+        lines += [
+            f"## {arch}",
+            "",
+            "| case | dtype | kernel | programs | warps | registers | stack | shared KiB | occupancy | MB |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+        for r in (r for r in table if r["arch"] == arch):
+            figures = r["programs"], r["warps"], r["registers"], r["stack"], round(r["shared"] / 1024, 1)
+            name = r["kernel"] + (" (wgmma)" if r["wgmma"] else "")
+            cells = r["case"], r["dtype"], name, *figures, f"{r['occupancy']:.0%}", r["megabytes"]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append("")
+    (RESULTS / "triton_resources.md").write_text("\n".join(lines))
+    spilling = [r for r in table if r["stack"] or r["local"]]
+    print(f"{len(table)} kernels, {len(spilling)} with spills")
+    for r in spilling:
+        print(" ", r["arch"], r["dtype"], r["case"], r["kernel"], r["stack"], "bytes")
+
+
+if __name__ == "__main__":
+    main()
