@@ -32,7 +32,7 @@ COMPILED = [  # the shapes of the paper in the dtype of training, one in float32
     ("layernorm_attention-B2_N256_C256_H4_dropout", torch.bfloat16),
     ("layernorm_attention-B1_N1030_C64_H2", torch.bfloat16),
     ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float16),
-    ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float32),
+    ("layernorm_attention-B2_N256_C256_H4_dropout", torch.float32),
 ]
 OPS = ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"]
 MATMULS = ("linear_", "weight_gradient_", "attention_", "conv_tokenizer_forward_", "conv_tokenizer_backward_weight_")

@@ -21,23 +21,24 @@ from .dropout import keep, threshold
 from .linear import keep_scale, precision
 
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
-# longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without; not yet timed on any GPU.
-_SINGLE = {"forward": {None: (16, 64, 8, 1)}, "backward": {None: (32, 64, 16, 1)}}
+# longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without (float32 with mask and dropout: 24 bytes); not yet
+# timed on any GPU.
+_SINGLE = {None: (16, 64, 8, 1)}
 _AMPERE = {
     "forward": {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 8, 1), 256: (32, 256, 8, 1), None: (64, 64, 4, 2)},
-        4: _SINGLE["forward"],
+        4: _SINGLE,
     },
-    "backward": {2: {64: (32, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
+    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE},
 }
 _HOPPER = {
     "forward": {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 4, 1), 256: (64, 256, 8, 1), None: (64, 64, 4, 2)},
-        4: _SINGLE["forward"],
+        4: _SINGLE,
     },
     "backward": {
         2: {64: (64, 64, 8, 1), 128: (64, 128, 8, 1), 256: (16, 256, 8, 1), None: (64, 64, 8, 1)},
-        4: _SINGLE["backward"],
+        4: _SINGLE,
     },
 }
 _DROPOUT = {

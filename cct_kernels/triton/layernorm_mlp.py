@@ -1,6 +1,7 @@
 """y = LN(x);  out = y + s * drop(fc2(drop(gelu(fc1(y))))) in Triton: forward and backward.
 
-Forward is one kernel for the widths of the small models in 16 bits, two products otherwise.
+In 16 bits and for the widths of the small models forward is one kernel, and so is all of backward but the weight gradients;
+otherwise the products follow one another.
 Backward keeps nothing of size (B, N, F) from forward: it computes a = fc1(y) again, and with dz = s * drop(dout)
 
     dh = dz W2        da = drop(dh) gelu'(a)        h = drop(gelu(a))        dy = dout + da W1        dx = LN'(dy)
@@ -13,15 +14,34 @@ import triton.language as tl
 
 from .. import native, philox
 from . import launch
-from .linear import Branch, affine, dense, gelu, layernorm_backward, linear, norm_of_rows, vector, weight_gradient
+from .linear import (
+    Branch,
+    Norm,
+    affine,
+    dense,
+    gelu,
+    gelu_gradient,
+    layernorm_backward,
+    linear,
+    norm_of_rows,
+    sum_partials,
+    vector,
+    weight_gradient,
+)
 
-# Largest C -> (rows, columns of the hidden layer, warps, stages) of the one-kernel forward: rows and weights of a step fit the
-# shared memory, the sums of 256 columns the registers. Not yet timed on any GPU.
-CONFIGS = {
+# Largest C -> (rows, columns of the hidden layer, warps, stages) of the one-kernel forms: rows and weights of a step fit the
+# shared memory, the sums of all columns the registers. Not yet timed on any GPU.
+FORWARD = {
     "sm_80": {128: (64, 64, 4, 2), 256: (64, 32, 8, 2)},
     "sm_86": {128: (64, 32, 4, 2), 256: (32, 32, 8, 2)},
     "sm_90": {128: (128, 64, 8, 2), 256: (64, 64, 8, 2)},
     "sm_100": {128: (128, 64, 8, 2), 256: (128, 64, 8, 2)},
+}
+BACKWARD = {  # wgmma wants 64 rows, and with 256 columns they would spill
+    "sm_80": {128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
+    "sm_86": {128: (32, 32, 8, 1)},
+    "sm_90": {128: (64, 32, 8, 2)},
+    "sm_100": {128: (32, 32, 8, 2)},
 }
 
 
@@ -61,6 +81,70 @@ def layernorm_mlp_forward_kernel(
     tl.store(out_ptr + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def layernorm_mlp_backward_kernel(
+    dout_ptr, x_ptr, norm_weight_ptr, norm_bias_ptr, w1_ptr, b1_ptr, w2_ptr, scale_ptr, mean_ptr, rstd_ptr,
+    h_ptr, da_ptr, dx_ptr, partial_ptr, M, C, F, tokens, chunk,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """dx of `chunk` rows, their h and da for the weight gradients, and their sums of dy xhat and dy."""
+    offs_c = tl.arange(0, BLOCK_C)
+    mask_c = offs_c < C
+    dweight = tl.zeros((BLOCK_C,), tl.float32)
+    dbias = tl.zeros((BLOCK_C,), tl.float32)
+    pid = tl.program_id(0).to(tl.int64)
+    for m in range(pid * chunk, tl.minimum((pid + 1) * chunk, M), BLOCK_M):
+        offs_m = m + tl.arange(0, BLOCK_M)
+        mask_m = offs_m < M
+        mask = mask_m[:, None] & mask_c[None, :]
+        offs = offs_m[:, None] * C + offs_c[None, :]
+        mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)
+        rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)
+        x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        xhat = (x - mean[:, None]) * rstd[:, None]
+        y = affine(xhat, norm_weight_ptr, norm_bias_ptr, offs_c, C).to(w1_ptr.dtype.element_ty)
+        dy = tl.load(dout_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        dz = dy
+        if scale_ptr is not None:
+            dz *= tl.load(scale_ptr + offs_m // tokens, mask=mask_m, other=0.0).to(tl.float32)[:, None]
+        dz = dz.to(w2_ptr.dtype.element_ty)
+        for f in range(0, F, BLOCK_F):
+            offs_f = f + tl.arange(0, BLOCK_F)
+            mask_f = offs_f < F
+            w1 = tl.load(w1_ptr + offs_f[:, None] * C + offs_c[None, :], mask=mask_f[:, None] & mask_c[None, :], other=0.0)
+            a = tl.dot(y, tl.trans(w1))
+            if b1_ptr is not None:
+                a += vector(b1_ptr, offs_f, F)[None, :]
+            w2 = tl.load(w2_ptr + offs_c[:, None] * F + offs_f[None, :], mask=mask_c[:, None] & mask_f[None, :], other=0.0)
+            da = (tl.dot(dz, w2) * gelu_gradient(a)).to(w1.dtype)
+            offs_h = offs_m[:, None] * F + offs_f[None, :]
+            tl.store(h_ptr + offs_h, gelu(a).to(h_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_f[None, :])
+            tl.store(da_ptr + offs_h, da, mask=mask_m[:, None] & mask_f[None, :])
+            dy = tl.dot(da, w1, dy)
+        x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)  # again, from the cache: the registers were full
+        xhat = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
+        dweight += tl.sum(dy * xhat, 0)
+        dbias += tl.sum(tl.where(mask, dy, 0.0), 0)
+        if norm_weight_ptr is not None:
+            dy *= vector(norm_weight_ptr, offs_c, C)[None, :]
+        dx = dy - (tl.sum(dy, 1) / C)[:, None] - xhat * (tl.sum(dy * xhat, 1) / C)[:, None]
+        tl.store(dx_ptr + offs, (rstd[:, None] * dx).to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(partial_ptr + pid * 2 * C + offs_c, dweight, mask=mask_c)
+    tl.store(partial_ptr + (pid * 2 + 1) * C + offs_c, dbias, mask=mask_c)
+
+
+def _one_kernel(table, x, C, compute, dropout):
+    """The blocks of the one-kernel forms, or None where products one by one are the way."""
+    if compute.itemsize != 2 or dropout > 0 or x.shape[0] == 0:
+        return None
+    config = next((config for most, config in table[launch.architecture(x.device)].items() if most >= C), None)
+    if config is None:
+        return None
+    block_m, block_f, warps, stages = config
+    block_c = max(16, triton.next_power_of_2(C))
+    return {"BLOCK_M": block_m, "BLOCK_C": block_c, "BLOCK_F": block_f, "num_warps": warps, "num_stages": stages}
+
+
 @launch.operator("layernorm_mlp_forward" + native.OPS["layernorm_mlp_forward"], torch.ops.cct_kernels.layernorm_mlp_forward)
 def forward(
     x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute
@@ -68,14 +152,12 @@ def forward(
     (B, N, C), F = x.shape, fc1_weight.shape[0]
     rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
     w1, w2 = fc1_weight.to(compute).contiguous(), fc2_weight.to(compute).contiguous()
-    config = next((config for most, config in CONFIGS[launch.architecture(x.device)].items() if most >= C), None)
-    if config and compute.itemsize == 2 and dropout == 0 and B > 0:
-        block_m, block_f, warps, stages = config
+    config = _one_kernel(FORWARD, x, C, compute, dropout)
+    if config:
         out = x.new_empty(B, N, C)
-        layernorm_mlp_forward_kernel[(triton.cdiv(B * N, block_m),)](
+        layernorm_mlp_forward_kernel[(triton.cdiv(B * N, config["BLOCK_M"]),)](
             rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), dense(drop_path_scale), out,
-            norm.mean, norm.rstd, B * N, C, F, N, eps,
-            BLOCK_M=block_m, BLOCK_C=max(16, triton.next_power_of_2(C)), BLOCK_F=block_f, num_warps=warps, num_stages=stages,
+            norm.mean, norm.rstd, B * N, C, F, N, eps, **config,
         )  # fmt: skip
         return out, norm.mean.view(B, N), norm.rstd.view(B, N)
     hidden = Branch(None, seed, dropout, philox.HIDDEN)
@@ -96,20 +178,31 @@ def backward(
     mean, rstd, need_weights,
 ):  # fmt: skip
     (B, N, C), F, dtype = x.shape, fc1_weight.shape[0], fc1_weight.dtype
-    rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
+    rows, norm = x.reshape(B * N, C).contiguous(), Norm(mean.view(-1), rstd.view(-1), dense(norm_weight), dense(norm_bias), eps)
     dout = dout.contiguous().view(B * N, C)
-    w1, w2 = fc1_weight.to(compute), fc2_weight.to(compute)
+    w1, w2 = fc1_weight.to(compute).contiguous(), fc2_weight.to(compute).contiguous()
     output = Branch(drop_path_scale, seed, dropout, philox.OUTPUT)
-    hidden, da = (x.new_empty(B * N, F, dtype=compute) for _ in range(2))
-    linear(rows, w1, hidden, bias=dense(fc1_bias), norm_input=norm)
-    linear(
-        dout, w2.T, da, branch_in=output, activation="gelu_backward", hidden=hidden,
-        branch_out=Branch(None, seed, dropout, philox.HIDDEN), tokens=N,
-    )  # fmt: skip
-    dy = linear(da, w1.T, x.new_empty(B * N, C), residual=dout)
-    dx, dnorm_weight, dnorm_bias = layernorm_backward(dy, rows, norm)
+    h, da = (x.new_empty(B * N, F, dtype=compute) for _ in range(2))
+    config = _one_kernel(BACKWARD, x, C, compute, dropout)
+    if config:
+        parts, steps = launch.splits(triton.cdiv(B * N, config["BLOCK_M"]), 1, x.device, most=512)
+        dx, partial = x.new_empty(B * N, C), x.new_empty(parts, 2, C, dtype=torch.float32)
+        layernorm_mlp_backward_kernel[(parts,)](
+            dout, rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(drop_path_scale), norm.mean, norm.rstd,
+            h, da, dx, partial, B * N, C, F, N, steps * config["BLOCK_M"], **config,
+        )  # fmt: skip
+        dnorm_weight, dnorm_bias = sum_partials(partial, dtype)
+    else:
+        _, norm = norm_of_rows(x, norm_weight, norm_bias, eps)  # the saved statistics are not for this product to write
+        linear(rows, w1, h, bias=dense(fc1_bias), norm_input=norm)  # pre-activations, that make way for h
+        linear(
+            dout, w2.T, da, branch_in=output, activation="gelu_backward", hidden=h,
+            branch_out=Branch(None, seed, dropout, philox.HIDDEN), tokens=N,
+        )  # fmt: skip
+        dy = linear(da, w1.T, x.new_empty(B * N, C), residual=dout)
+        dx, dnorm_weight, dnorm_bias = layernorm_backward(dy, rows, norm)
     if need_weights:
-        dw2, db2 = weight_gradient(dout, hidden, dtype, compute, branch_in=output, tokens=N)
+        dw2, db2 = weight_gradient(dout, h, dtype, compute, branch_in=output, tokens=N)
         dw1, db1 = weight_gradient(da, rows, dtype, compute, norm=norm)
     else:
         dw1, db1, dw2, db2 = (x.new_empty(shape, dtype=dtype) for shape in (0, F, 0, C))

@@ -253,12 +253,14 @@ def layernorm_backward_kernel(
 
 
 @triton.jit
-def sum_partials_kernel(partial_ptr, out_ptr, parts, size, stride, BLOCK: tl.constexpr):
-    """out = the sum of `parts` vectors, first to last."""
+def sum_partials_kernel(partial_ptr, out_ptr, parts, size, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+    """out = the sum of `parts` vectors, BLOCK_P at a time."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(parts):
-        total += tl.load(partial_ptr + part * stride + offs, mask=offs < size, other=0.0)
+    for part in range(0, parts, BLOCK_P):
+        offs_p = part + tl.arange(0, BLOCK_P)
+        mask = (offs_p < parts)[:, None] & (offs < size)[None, :]
+        total += tl.sum(tl.load(partial_ptr + offs_p[:, None].to(tl.int64) * size + offs[None, :], mask=mask, other=0.0), 0)
     tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=offs < size)
 
 
@@ -310,7 +312,7 @@ def weight_gradient(g, a, dtype, compute, *, bias=True, norm=None, branch_in=Non
     """dW (N, K) = branch(g)^T norm(a) and db (N,) = sum branch(g) in `dtype`; g (M, N), a (M, K). db is empty without bias."""
     (M, N), K = g.shape, a.shape[1]
     norm, before = norm or Norm(None, None, None, None), branch_in or Branch()
-    kind = "weight_rich" if before.p > 0 else "weight"
+    kind = "weight" if branch_in is None or before == Branch() else "weight_rich"
     block_m, block_n, block_k, warps, stages = CONFIGS[launch.architecture(a.device)][compute.itemsize][kind]
     blocks = triton.cdiv(N, block_n) * triton.cdiv(K, block_k)
     parts, steps = launch.splits(triton.cdiv(max(M, 1), block_m), blocks, a.device)
@@ -344,8 +346,8 @@ def sum_partials(partial, dtype):
     """The sum over the first dimension of a contiguous float32 tensor, in a fixed order."""
     out = partial.new_empty(partial.shape[1:], dtype=dtype)
     if out.numel() > 0:
-        grid = (triton.cdiv(out.numel(), 256),)
-        sum_partials_kernel[grid](partial, out, partial.shape[0], out.numel(), out.numel(), BLOCK=256, num_warps=2)
+        grid = (triton.cdiv(out.numel(), 64),)
+        sum_partials_kernel[grid](partial, out, partial.shape[0], out.numel(), BLOCK_P=16, BLOCK=64, num_warps=4)
     return out
 
 
