@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import Version
 
 import cct_kernels
 from cct_kernels import testing
@@ -40,6 +42,8 @@ MATMULS = ("linear_", "weight_gradient_", "attention_", "conv_tokenizer_forward_
 
 @pytest.mark.parametrize("op", OPS)
 def test_under_the_interpreter(op):
+    if version("triton").startswith("3.6.") and Version(version("numpy")) >= Version("2.4"):
+        pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", str(INTERPRETER), "-k", op]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

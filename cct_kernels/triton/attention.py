@@ -21,8 +21,8 @@ from .dropout import keep, threshold
 from .linear import keep_scale, precision
 
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
-# longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without (float32 with mask and dropout: 24 bytes); not yet
-# timed on any GPU.
+# longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without (float32 with mask and dropout: 24 bytes);
+# not yet timed on any GPU.
 _SINGLE = {None: (16, 64, 8, 1)}
 _AMPERE = {
     "forward": {
