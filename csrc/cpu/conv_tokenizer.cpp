@@ -28,16 +28,16 @@ struct ConvArgs {
   const void* x;
   uint8_t* winner;  // (B, Ho * Wo, Cp), or null
   // forward
-  void* out;           // (B, Ho * Wo, C)
-  const void* weight;  // panels of W^T (K, C)
-  const float* bias;   // (Cp)
-  int64_t bands;       // bands of an image: shares of its pooled rows
+  void* out;                                          // (B, Ho * Wo, C)
+  const void* weight;                                 // panels of W^T (K, C)
+  const float* bias;                                  // (Cp)
+  int64_t bands;                                      // bands of an image: shares of its pooled rows
   int64_t band_pixels, image_size, Kp, block, group;  // scratch; pixels of an im2col matrix, panels of a convolved band
   // backward
-  const void* dout;         // (B, Ho * Wo, C)
-  const void* weight_back;  // panels of W (C, K)
-  void* dx;                 // or null
-  int64_t parts;            // parts of an image: shares of its convolved rows
+  const void* dout;                              // (B, Ho * Wo, C)
+  const void* weight_back;                       // panels of W (C, K)
+  void* dx;                                      // or null
+  int64_t parts;                                 // parts of an image: shares of its convolved rows
   int64_t part_pixels, dx_size, chunk, columns;  // scratch; kernel rows of an im2col matrix, its columns in whole panels
   bool transpose_columns;                        // K <= C
 };
@@ -51,7 +51,8 @@ struct ConvGradients {
 constexpr uint8_t kNoWinner = 255;
 
 CCT_DECLARE(void conv_tokenizer_forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGradients& g, char* scratch))
+CCT_DECLARE(void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGradients& g,
+                                               char* scratch))
 
 }  // namespace cct
 
@@ -151,7 +152,8 @@ CCT_INLINE void zero_over(T* dst, int64_t n) {
 // Row i of `columns` = what the kernel rows ky see at convolved pixel m + i, counted from row r0 on: (ky, kx, ci) and zeros up
 // to ld. `image` holds the input rows from y0 on. Written from front to back, each piece over the end of the one before.
 template <typename T>
-void im2col(const ConvArgs& a, const T* image, int64_t y0, int64_t r0, int64_t m, int64_t pixels, Range ky, T* columns, int64_t ld) {
+void im2col(const ConvArgs& a, const T* image, int64_t y0, int64_t r0, int64_t m, int64_t pixels, Range ky, T* columns,
+            int64_t ld) {
   const int64_t run = a.conv.kw * a.Cin;
   int64_t r = r0 + m / a.Wc, c = m % a.Wc;
   for (int64_t i = 0; i < pixels; ++i) {
@@ -237,8 +239,8 @@ CCT_INLINE void activate(const ConvArgs& a, const float* tile, const float* bias
 
 // The maximum of 64 channels over one window, and which tap of the window is the first to have it.
 template <typename T, bool kWinner>
-CCT_INLINE void pool_pixel(const ConvArgs& a, const T* window, int64_t row_stride, int64_t pixel_stride, Range ky, Range kx, T* line,
-                           uint8_t* winner) {
+CCT_INLINE void pool_pixel(const ConvArgs& a, const T* window, int64_t row_stride, int64_t pixel_stride, Range ky, Range kx,
+                           T* line, uint8_t* winner) {
   using Key = typename Keys<T>::Vector;
   using Lane = typename Keys<T>::Lane;
   constexpr int kKeys = sizeof(Key) / sizeof(T), kCount = kPanel / kKeys < 4 ? kPanel / kKeys : 4;
@@ -303,14 +305,17 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
         const int64_t R = least(a.block, pixels - m);
         if (p0 == 0) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
         for (int64_t p = p0; p < p0 + a.group; ++p)
-          product_blocks(R, a.K, columns, a.Kp, static_cast<const T*>(a.weight) + p * panel_size(a.K), [&](int64_t i, int rows, float* tile) {
-            for (int j = 0; j < rows; ++j)
-              activate(a, tile + j * kPanel, a.bias + p * kPanel, conv + (m + i + j) * stride + (p - p0) * kPanel);
-          });
+          product_blocks(R, a.K, columns, a.Kp, static_cast<const T*>(a.weight) + p * panel_size(a.K),
+                         [&](int64_t i, int rows, float* tile) {
+                           for (int j = 0; j < rows; ++j)
+                             activate(a, tile + j * kPanel, a.bias + p * kPanel,
+                                      conv + (m + i + j) * stride + (p - p0) * kPanel);
+                         });
       }
       for (int64_t p = p0; p < p0 + a.group; ++p) {
         const T* from = conv + (p - p0) * kPanel;
-        a.winner ? pool_rows<X, T, true>(a, from, stride, r.first, b, o, p) : pool_rows<X, T, false>(a, from, stride, r.first, b, o, p);
+        a.winner ? pool_rows<X, T, true>(a, from, stride, r.first, b, o, p)
+                 : pool_rows<X, T, false>(a, from, stride, r.first, b, o, p);
       }
     }
   }
@@ -361,10 +366,17 @@ void unpool(const ConvArgs& a, int64_t b, Range r, Range own, T* dconv, float* p
                           int(ky * a.pool.kw + kx)};
         }
       switch (n) {
-        case 1: gather<1>(a, sources, n, dconv, sums); break;
-        case 2: gather<2>(a, sources, n, dconv, sums); break;
-        case 4: gather<4>(a, sources, n, dconv, sums); break;
-        default: gather<0>(a, sources, n, dconv, sums);
+        case 1:
+          gather<1>(a, sources, n, dconv, sums);
+          break;
+        case 2:
+          gather<2>(a, sources, n, dconv, sums);
+          break;
+        case 4:
+          gather<4>(a, sources, n, dconv, sums);
+          break;
+        default:
+          gather<0>(a, sources, n, dconv, sums);
       }
       if (sums && ((c + 1) % kSumRows == 0 || c + 1 == a.Wc)) flush_sums(part, part + a.Cp, a.Cp);
     }
@@ -383,7 +395,7 @@ template <typename X, typename T>
 void add_weight_gradient(const ConvArgs& a, int64_t b, Range own, T* dconv, const ConvGradients& g, char* scratch) {
   const int64_t pixels = (own.last - own.first) * a.Wc, run = a.conv.kw * a.Cin, ld = a.columns;
   T *image = take<T>(scratch, a.image_size), *columns = take<T>(scratch, (a.block + 32) * ld);
-  T *transposed = take<T>(scratch, a.transpose_columns ? a.block * ld : (a.part_pixels + 32) * a.Cp);
+  T* transposed = take<T>(scratch, a.transpose_columns ? a.block * ld : (a.part_pixels + 32) * a.Cp);
   T *pairs = take<T>(scratch, a.block * (a.transpose_columns ? ld : a.Cp)), *panel = take<T>(scratch, a.block * kPanel);
   const Range y = rows_under(own, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
   load_image<X>(a, b, y, image);
@@ -401,7 +413,8 @@ void add_weight_gradient(const ConvArgs& a, int64_t b, Range own, T* dconv, cons
         for (int64_t p = 0; p < panels(a.C); ++p) {
           pack_rows(d + p * kPanel, a.Cp, panel, depth);
           product_blocks(width, depth, transposed, depth, panel, [&](int64_t i, int rows, float* tile) {
-            for (int j = 0; j < rows; ++j) add(g.dweight + (k0 + i + j) * g.weight_stride + p * kPanel, tile + j * kPanel, kPanel);
+            for (int j = 0; j < rows; ++j)
+              add(g.dweight + (k0 + i + j) * g.weight_stride + p * kPanel, tile + j * kPanel, kPanel);
           });
         }
       } else {
@@ -410,7 +423,8 @@ void add_weight_gradient(const ConvArgs& a, int64_t b, Range own, T* dconv, cons
         for (int64_t p = 0; p < panels(width); ++p) {
           pack_rows(columns + p * kPanel, ld, panel, depth);
           product_blocks(a.C, depth, dT, depth, panel, [&](int64_t i, int rows, float* tile) {
-            for (int j = 0; j < rows; ++j) add(g.dweight + (i + j) * g.weight_stride + k0 + p * kPanel, tile + j * kPanel, kPanel);
+            for (int j = 0; j < rows; ++j)
+              add(g.dweight + (i + j) * g.weight_stride + k0 + p * kPanel, tile + j * kPanel, kPanel);
           });
         }
       }
@@ -496,7 +510,8 @@ void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t las
 
 }  // namespace cct::CCT_ISA
 
-#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#else  // ----------------------------------------------------------------------------------------- checks, threads,
+       // registration
 #include "op.h"
 
 namespace cct {
@@ -518,12 +533,13 @@ int64_t balanced_shares(int64_t B, int64_t n, int64_t rows) {
 void check_ints(const char* name, at::IntArrayRef values, size_t count, int64_t least) {
   TORCH_CHECK_VALUE(values.size() == count, kOp, ": ", name, " has ", values.size(), " values; expected ", count);
   for (int64_t v : values)
-    TORCH_CHECK_VALUE(v >= least && v <= INT32_MAX, kOp, ": ", name, " is ", values, "; expected ints from ", least, " to 2^31 - 1");
+    TORCH_CHECK_VALUE(v >= least && v <= INT32_MAX, kOp, ": ", name, " is ", values, "; expected ints from ", least,
+                      " to 2^31 - 1");
 }
 
 int64_t output_size(const char* what, int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
-  TORCH_CHECK_VALUE(size + 2 * padding >= kernel, kOp, ": ", what, " is ", kernel, "; expected at most the image with padding, ",
-                    size + 2 * padding);
+  TORCH_CHECK_VALUE(size + 2 * padding >= kernel, kOp, ": ", what, " is ", kernel,
+                    "; expected at most the image with padding, ", size + 2 * padding);
   return (size + 2 * padding - kernel) / stride + 1;
 }
 
@@ -556,8 +572,9 @@ struct ConvCall {
                       "; expected at most half the pool kernel ", pool.slice(0, 2));
     TORCH_CHECK_VALUE(pool[0] * pool[1] <= kNoWinner, kOp, ": pool kernel is ", pool.slice(0, 2), "; expected at most ",
                       int(kNoWinner), " pixels");
-    TORCH_CHECK_VALUE(double(a.H) * double(a.W) * double(a.Cin) < 0x1p40 && weight.numel() < int64_t(1) << 40, kOp, ": x has shape ",
-                      x_in.sizes(), " and weight ", weight.sizes(), "; expected fewer than 2^40 elements in an image and the weight");
+    TORCH_CHECK_VALUE(double(a.H) * double(a.W) * double(a.Cin) < 0x1p40 && weight.numel() < int64_t(1) << 40, kOp,
+                      ": x has shape ", x_in.sizes(), " and weight ", weight.sizes(),
+                      "; expected fewer than 2^40 elements in an image and the weight");
     a.Hc = output_size("weight height", a.H, a.conv.kh, a.conv.sh, a.conv.ph);
     a.Wc = output_size("weight width", a.W, a.conv.kw, a.conv.sw, a.conv.pw);
     a.Cp = round_up64(a.C);
@@ -582,9 +599,10 @@ struct ConvCall {
   int64_t conv_span(int64_t rows) const { return std::min(a.H, (rows - 1) * a.conv.sh + a.conv.kh); }
 };
 
-std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                                                          at::IntArrayRef stride, at::IntArrayRef padding, bool relu,
-                                                          at::IntArrayRef pool, at::ScalarType compute, bool keep) {
+std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, const at::Tensor& weight,
+                                                          const OptionalTensor& bias, at::IntArrayRef stride,
+                                                          at::IntArrayRef padding, bool relu, at::IntArrayRef pool,
+                                                          at::ScalarType compute, bool keep) {
   ConvCall call(x, weight, stride, padding, relu, pool, compute);
   ConvArgs& a = call.a;
   const int64_t B = call.B;
@@ -622,8 +640,8 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at::Tensor& dout_in, const at::Tensor& x,
                                                                        const at::Tensor& weight, const at::Tensor& winner_in,
-                                                                       at::IntArrayRef stride, at::IntArrayRef padding, bool relu,
-                                                                       at::IntArrayRef pool, at::ScalarType compute,
+                                                                       at::IntArrayRef stride, at::IntArrayRef padding,
+                                                                       bool relu, at::IntArrayRef pool, at::ScalarType compute,
                                                                        std::array<bool, 3> output_mask) {
   ConvCall call(x, weight, stride, padding, relu, pool, compute);
   ConvArgs& a = call.a;
