@@ -33,6 +33,18 @@ def through_data(block):
     block.fc1_weight.data.mul_(2.0)
 
 
+def one_element_through_data(block):
+    block.fc1_weight.data[2, 7] += 10.0
+
+
+def one_element_through_numpy(block):
+    block.fc2_weight.detach().numpy()[5, 3] += 10.0
+
+
+def exchanged_through_data(block):
+    block.fc1_weight.data[[0, 1]] = block.fc1_weight.data[[1, 0]].clone()
+
+
 def replaced_data(block):
     block.fc1_weight.data = torch.randn_like(block.fc1_weight)
 
@@ -64,11 +76,13 @@ def another_instruction_set(block):
     in_place(block)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [in_place, through_data, replaced_data, replaced, load, optimizer, moved, another_instruction_set],
-    ids=lambda f: f.__name__,
-)
+CHANGES = [
+    in_place, through_data, one_element_through_data, one_element_through_numpy, exchanged_through_data,
+    replaced_data, replaced, load, optimizer, moved, another_instruction_set,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 @torch.no_grad()
 def test_a_change_is_seen(change):
     block = Block()

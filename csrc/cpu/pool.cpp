@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -51,7 +52,11 @@ at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
     const std::lock_guard<std::mutex> guard(g_lock);
     g_free.emplace(bytes, p);
   };
-  return at::from_blob(block, sizes, give_back, at::TensorOptions().dtype(dtype));
+  at::Tensor out = at::from_blob(block, sizes, give_back, at::TensorOptions().dtype(dtype));
+  // as at::empty does when asked to make unwritten elements visible
+  if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory())
+    at::isFloatingType(dtype) ? out.fill_(std::nan("")) : out.fill_(255);
+  return out;
 }
 
 }  // namespace cct

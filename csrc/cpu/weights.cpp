@@ -57,6 +57,26 @@ void pack_panel(const PackArgs& a, int64_t p) {
   pack_any<float>(a, p);
 }
 
+// Four vectors of running hashes, each word mixed in with the round of xxHash32 (Collet, 2012): plain sums would miss a
+// doubled weight, which adds the same power of two to every word.
+uint64_t checksum_words(const uint32_t* words, int64_t n) {
+  constexpr int kStreams = 4, kStride = kStreams * kLanes;
+  VecU hash[kStreams] = {};
+  int64_t i = 0;
+  for (; i + kStride <= n; i += kStride)
+    for (int s = 0; s < kStreams; ++s) {
+      VecU v;
+      std::memcpy(&v, words + i + s * kLanes, sizeof v);
+      v = hash[s] + v * 2246822519u;
+      hash[s] = (v << 13 | v >> 19) * 2654435761u;
+    }
+  uint64_t all = uint64_t(n);
+  for (int s = 0; s < kStreams; ++s)
+    for (int l = 0; l < kLanes; ++l) all = (all ^ hash[s][l]) * 1099511628211ull;
+  for (; i < n; ++i) all = (all ^ words[i]) * 1099511628211ull;
+  return all;
+}
+
 }  // namespace cct::CCT_ISA
 
 #else
@@ -93,13 +113,13 @@ at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, boo
 }
 
 // Packed weights are kept until the weight changes. What counts as the same weight: its memory, still owned by the same
-// storage, its shape and strides, its version counter (in-place changes, optimizers, load_state_dict), and a sample of its values, for
-// changes through `.data`, which leave the counter alone.
+// storage, its shape, its version counter (in-place changes, optimizers, load_state_dict), and the checksum of its values, for
+// changes through `.data` or a NumPy view, which leave the counter alone.
 struct Packed {
   c10::weak_intrusive_ptr<c10::StorageImpl> owner;
   int64_t version;
-  std::vector<int64_t> sizes, strides;
-  uint64_t sample;
+  std::vector<int64_t> sizes;
+  uint64_t values;
   Isa level;
   at::Tensor panels;
 };
@@ -117,25 +137,29 @@ struct KeyHash {
 std::mutex g_lock;
 std::unordered_map<Key, Packed, KeyHash> g_packed;
 
-uint64_t sample_values(const at::Tensor& weight) {
-  const int64_t bytes = int64_t(weight.storage().nbytes()) - weight.storage_offset() * int64_t(weight.itemsize());
-  const char* data = static_cast<const char*>(weight.const_data_ptr());
-  constexpr int64_t kSamples = 64;
-  uint64_t hash = 1469598103934665603ull;  // FNV-1a
-  for (int64_t i = 0; i < kSamples; ++i) {
-    uint32_t word = 0;
-    std::memcpy(&word, data + i * (bytes / kSamples) / 4 * 4, std::min<int64_t>(4, bytes));
-    hash = (hash ^ word) * 1099511628211ull;
-  }
+uint64_t checksum(const at::Tensor& weight) {
+  const uint32_t* words = static_cast<const uint32_t*>(weight.const_data_ptr());
+  const int64_t n = int64_t(weight.nbytes()) / 4;
+  constexpr int64_t kPiece = 16384;  // words
+  const int64_t pieces = (n + kPiece - 1) / kPiece;
+  std::vector<uint64_t> part(pieces);
+  at::parallel_for(0, pieces, 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) part[i] = CCT_CALL(checksum_words, words + i * kPiece, std::min(kPiece, n - i * kPiece));
+  });
+  uint64_t hash = 0;
+  for (uint64_t p : part) hash = (hash ^ p) * 1099511628211ull;
+  if (weight.nbytes() % 4)  // an odd number of bfloat16
+    hash += *(static_cast<const uint16_t*>(weight.const_data_ptr()) + weight.numel() - 1) * 2654435761ull;
   return hash;
 }
 
 }  // namespace
 
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16) {
-  if (weight.is_inference() || weight.numel() == 0) return pack(weight, transposed, group, bf16);  // no version counter
+  if (weight.is_inference() || !weight.is_contiguous() || weight.numel() == 0)  // inference tensors count no versions
+    return pack(weight, transposed, group, bf16);
   const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 4 + bf16 * 2 + transposed, group};
-  const uint64_t sample = sample_values(weight);
+  const uint64_t values = checksum(weight);
   const int64_t version = weight._version();
   c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
   {
@@ -143,14 +167,14 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
     const auto found = g_packed.find(key);
     if (found != g_packed.end()) {
       const Packed& p = found->second;
-      if (p.owner.lock().get() == owner && p.version == version && p.sample == sample && p.level == isa() &&
-          weight.sizes() == at::IntArrayRef(p.sizes) && weight.strides() == at::IntArrayRef(p.strides))
+      if (p.owner.lock().get() == owner && p.version == version && p.values == values && p.level == isa() &&
+          weight.sizes() == at::IntArrayRef(p.sizes))
         return p.panels;
     }
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
-  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), weight.strides().vec(),
-               sample, isa(), pack(weight, transposed, group, bf16)};
+  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), values, isa(),
+               pack(weight, transposed, group, bf16)};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
   std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });

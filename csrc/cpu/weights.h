@@ -16,5 +16,6 @@ struct PackArgs {
 };
 
 CCT_DECLARE(void pack_panel(const PackArgs& a, int64_t p))
+CCT_DECLARE(uint64_t checksum_words(const uint32_t* words, int64_t n))
 
 }  // namespace cct
