@@ -89,7 +89,7 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) acc[i][j] = kAdd ? load(C + i * ldc + (j0 + j) * kLanes) : Vec{};
+      for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec{};
     const float* b = reinterpret_cast<const float*>(panel) + j0 * kLanes;
     for (int64_t k = 0; k < K; k += kGroup<T>, b += kPanel) {
       Vec bv[kColumns];
@@ -103,7 +103,10 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) store(C + i * ldc + (j0 + j) * kLanes, acc[i][j]);
+      for (int j = 0; j < kColumns; ++j) {
+        float* c = C + i * ldc + (j0 + j) * kLanes;
+        store(c, kAdd ? load(c) + acc[i][j] : acc[i][j]);  // added last: a sum of sums keeps more digits than one long chain
+      }
   }
 }
 
