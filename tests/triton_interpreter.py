@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cct_kernels
-from cct_kernels import dispatch, testing
+from cct_kernels import dispatch, testing, triton
 from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
 from cct_kernels.triton import attention, conv_tokenizer, launch, linear
 
@@ -130,9 +130,22 @@ def test_autocast(op):
         testing.assert_no_worse(name, value, own[name].to(value.dtype), exact[name], torch.float16)
 
 
+def test_seqpool_opcheck():
+    """Schema, fake kernels and aliasing of the operators, with the norm, without it, and on an empty batch."""
+    triton.load()
+    forward, backward = torch.ops.cct_triton.seqpool_forward.default, torch.ops.cct_triton.seqpool_backward.default
+    for name in ("B2_N17_C7", "B5_N33_C256_plain", "B0_N64_C128"):
+        (case,) = (case for case in testing.cases("seqpool") if case.name == name)
+        t = make_inputs(case, torch.float32)
+        args = t["x"], t["weight"], t.get("norm_weight"), t.get("norm_bias")
+        torch.library.opcheck(forward, (*args, 1e-5))
+        out, *saved = forward(*args, 1e-5)
+        torch.library.opcheck(backward, (torch.randn_like(out), *args, *saved))
+
+
 @pytest.mark.parametrize("op", ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"])
 def test_operators(op):
-    """Schema, fake kernels and aliasing of the operators; a full-graph compilation through the public op."""
+    """A full-graph compilation through the public op: the fake kernels give what the operators give."""
     case = small_cases(op)[-2]
     tensors = make_inputs(case, torch.float32)
     wanted = [t.requires_grad_() for name, t in tensors.items() if name not in testing.CONSTANTS]
