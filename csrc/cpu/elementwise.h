@@ -111,7 +111,12 @@ struct Dropout {
   float scale;                                   // 1 / (1 - p)
 
   Dropout(const DropoutArgs& a, uint32_t site)
-      : key0(uint32_t(a.seed)), key1(uint32_t(a.seed >> 32)), offset(a.offset), site(site), threshold(a.threshold), scale(a.scale) {}
+      : key0(uint32_t(a.seed)),
+        key1(uint32_t(a.seed >> 32)),
+        offset(a.offset),
+        site(site),
+        threshold(a.threshold),
+        scale(a.scale) {}
 
   CCT_INLINE bool active() const { return threshold != 0; }
 

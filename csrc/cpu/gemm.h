@@ -202,7 +202,8 @@ CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFl
 }
 
 template <bool kAdd>
-CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C, int64_t ldc) {
+CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C,
+                             int64_t ldc) {
   int64_t i = 0;
   for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
   if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);

@@ -13,20 +13,32 @@ Isa isa();
 
 // CCT_DECLARE(void f(int)) declares f once in each namespace; CCT_CALL(f, 1) calls the one of isa().
 #if defined(__x86_64__)
-#define CCT_DECLARE(...)               \
-  namespace generic { __VA_ARGS__; }   \
-  namespace avx2 { __VA_ARGS__; }      \
-  namespace avx512 { __VA_ARGS__; }    \
-  namespace avx512_bf16 { __VA_ARGS__; } \
-  namespace amx { __VA_ARGS__; }
-#define CCT_CALL(fn, ...)                                                  \
+#define CCT_DECLARE(...)  \
+  namespace generic {     \
+  __VA_ARGS__;            \
+  }                       \
+  namespace avx2 {        \
+  __VA_ARGS__;            \
+  }                       \
+  namespace avx512 {      \
+  __VA_ARGS__;            \
+  }                       \
+  namespace avx512_bf16 { \
+  __VA_ARGS__;            \
+  }                       \
+  namespace amx {         \
+  __VA_ARGS__;            \
+  }
+#define CCT_CALL(fn, ...)                                                   \
   (::cct::isa() == ::cct::Isa::kAmx          ? amx::fn(__VA_ARGS__)         \
    : ::cct::isa() == ::cct::Isa::kAvx512Bf16 ? avx512_bf16::fn(__VA_ARGS__) \
-   : ::cct::isa() == ::cct::Isa::kAvx512   ? avx512::fn(__VA_ARGS__)      \
-   : ::cct::isa() == ::cct::Isa::kAvx2     ? avx2::fn(__VA_ARGS__)        \
-                                           : generic::fn(__VA_ARGS__))
+   : ::cct::isa() == ::cct::Isa::kAvx512     ? avx512::fn(__VA_ARGS__)      \
+   : ::cct::isa() == ::cct::Isa::kAvx2       ? avx2::fn(__VA_ARGS__)        \
+                                             : generic::fn(__VA_ARGS__))
 #else
 #define CCT_DECLARE(...) \
-  namespace generic { __VA_ARGS__; }
+  namespace generic {    \
+  __VA_ARGS__;           \
+  }
 #define CCT_CALL(fn, ...) generic::fn(__VA_ARGS__)
 #endif

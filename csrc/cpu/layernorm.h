@@ -86,8 +86,8 @@ CCT_INLINE void flush_sums(float* part, float* total, int64_t width) {
 
 // dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)), added to what dx holds; dgamma += dy xhat, dbeta += dy.
 // All rows are padded with zeros to `width`, whole vectors.
-CCT_INLINE void backward_row(const float* xhat, const float* dy, const float* gamma, int64_t C, int64_t width, float rstd, float* dx,
-                             float* dgamma, float* dbeta) {
+CCT_INLINE void backward_row(const float* xhat, const float* dy, const float* gamma, int64_t C, int64_t width, float rstd,
+                             float* dx, float* dgamma, float* dbeta) {
   Vec total = {}, product = {};
   for (int64_t c = 0; c < width; c += kLanes) {
     const Vec h = load(xhat + c), d = load(dy + c), g = d * load(gamma + c);

@@ -2,8 +2,8 @@
 //
 // One image at a time: its q, k, v and head outputs stay in the second-level cache, scores exist for 32 queries at a time, and
 // nothing of size N x N is stored. Backward works on the transposed scores, so that no N x N transpose is needed either:
-//   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd),  delta = rowsum(dO * O)
-//   dV = (mask * P)^T dO                  dK = dS^T Q       dQ^T = K^T dS^T
+//   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd),  delta = rowsum(dO *
+//   O) dV = (mask * P)^T dO                  dK = dS^T Q       dQ^T = K^T dS^T
 #include <cstdint>
 
 #include "dropout.h"
@@ -18,14 +18,14 @@ struct AttentionArgs {
   bool x_bf16, bf16;  // storage of x, out, dout, dx; products
   const void* x;      // (B, N, C)
   void* out;
-  float *mean, *rstd;                             // (B, N)
-  const float *gamma, *beta, *bqkv, *bproj;       // padded with zeros; bqkv (3 * heads * hdp)
-  const void *wqkv, *wproj;                       // panels of Wqkv^T by head, of Wproj^T
-  const uint8_t* mask;                            // (B, N) or null
-  const float* path_scale;                        // (B) or null
+  float *mean, *rstd;                        // (B, N)
+  const float *gamma, *beta, *bqkv, *bproj;  // padded with zeros; bqkv (3 * heads * hdp)
+  const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T
+  const uint8_t* mask;                       // (B, N) or null
+  const float* path_scale;                   // (B) or null
   DropoutArgs weights_dropout, projection_dropout;
-  void *qkv, *o;                                  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
-  float* lse;                                     // (B, heads, N) or null
+  void *qkv, *o;  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
+  float* lse;     // (B, heads, N) or null
   // backward
   const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
   const void* dout;
@@ -33,17 +33,20 @@ struct AttentionArgs {
   bool need_weights;
 };
 
-struct AttentionGradients {      // sums of one thread, zero at first
-  float* dwqkv;                  // (panels of 3C, Cp, 64), transposed
-  float* dwproj;                 // (Cp, Cp)
+struct AttentionGradients {  // sums of one thread, zero at first
+  float* dwqkv;              // (panels of 3C, Cp, 64), transposed
+  float* dwproj;             // (Cp, Cp)
   float *dbqkv, *dbproj, *dgamma, *dbeta;
 };
 
 constexpr int64_t kAttentionRows = 128;
 
-CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch))
+CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
+                                    char* scratch))
+CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last,
+                                     char* scratch))
+CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
+                                           char* scratch))
 CCT_DECLARE(void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch))
 
 }  // namespace cct
@@ -112,10 +115,12 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
       const int64_t part = p / per_head / a.heads, head = p / per_head % a.heads, column = p % per_head * kPanel;
       T* out = head_rows<T>(a, slot, part, head) + row * a.hdp + column;
       const float* bias = a.bqkv + p * kPanel;
-      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.wqkv) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r)
-          for (int c = 0; c < kPanel; c += kLanes) store(out + (i + r) * a.hdp + c, load(tile + r * kPanel + c) + load(bias + c));
-      });
+      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.wqkv) + p * panel_size(a.C),
+                     [&](int64_t i, int rows, float* tile) {
+                       for (int r = 0; r < rows; ++r)
+                         for (int c = 0; c < kPanel; c += kLanes)
+                           store(out + (i + r) * a.hdp + c, load(tile + r * kPanel + c) + load(bias + c));
+                     });
     }
   }
   if (last == a.N)
@@ -125,7 +130,8 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
 // The softmax of one row of scores (N values; what lies behind them may be overwritten), not normalised, as T into p with zeros
 // up to Nr; returns the sum and, in `lse`, max + log(sum).
 template <typename T>
-CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, float* s, T* p, int64_t b, int64_t head, int64_t query, float* lse) {
+CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, float* s, T* p, int64_t b, int64_t head,
+                             int64_t query, float* lse) {
   const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
   const int64_t width = round_up(a.N, kLanes);
   const float scale = score_scale(a);
@@ -149,7 +155,8 @@ CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, flo
   // the difference first: it is exact for the weights that matter
   const float slope = scale * kLog2e;
   for (j = 0; j + 2 * kLanes <= width; j += 2 * kLanes) {
-    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope), f = exp2_negative<T>((load(s + j + kLanes) - highest) * slope);
+    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope),
+              f = exp2_negative<T>((load(s + j + kLanes) - highest) * slope);
     total += e;
     total2 += f;
     store(s + j, e);
@@ -165,14 +172,16 @@ CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, flo
   const float whole = sum(total + total2);
   if (lse) *lse = highest * scale + __builtin_logf(whole);
   if (dropout.active())
-    for (int64_t g = 0; g < a.Np / kPanel; ++g) dropout.apply(s + g * kPanel, uint32_t((b * a.heads + head) * a.N + query), uint32_t(g));
+    for (int64_t g = 0; g < a.Np / kPanel; ++g)
+      dropout.apply(s + g * kPanel, uint32_t((b * a.heads + head) * a.N + query), uint32_t(g));
   for (int64_t k = a.N; k < a.Nr; ++k) s[k] = 0.f;
   for (int64_t k = 0; k < a.Nr; k += kLanes) store(p + k, load(s + k));
   return whole;
 }
 
 template <typename T>
-void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch) {
+void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last,
+                       char* scratch) {
   const TileScope tiles;
   const Dropout dropout(a.weights_dropout, kAttentionSite);
   const T *q = head_rows<T>(a, slot, 0, head), *k = head_rows<T>(a, slot, 1, head), *v = head_rows<T>(a, slot, 2, head);
@@ -214,17 +223,18 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
     for (int64_t p = 0; p < panels(a.C); ++p) {
       const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
-      product_blocks(R, a.C, o + row * a.Cp, a.Cp, static_cast<const T*>(a.wproj) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r) {
-          const int64_t token = b * a.N + row + i + r;
-          float* t = tile + r * kPanel;
-          for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.bproj + p * kPanel + c));
-          if (dropout.active()) dropout.apply(t, uint32_t(token), uint32_t(p));
-          load_row(static_cast<const X*>(a.x) + token * a.C + p * kPanel, count, line);
-          for (int c = 0; c < count; c += kLanes) store(t + c, load(line + c) + load(t + c) * s);
-          store_row(static_cast<X*>(a.out) + token * a.C + p * kPanel, count, t);
-        }
-      });
+      product_blocks(R, a.C, o + row * a.Cp, a.Cp, static_cast<const T*>(a.wproj) + p * panel_size(a.C),
+                     [&](int64_t i, int rows, float* tile) {
+                       for (int r = 0; r < rows; ++r) {
+                         const int64_t token = b * a.N + row + i + r;
+                         float* t = tile + r * kPanel;
+                         for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.bproj + p * kPanel + c));
+                         if (dropout.active()) dropout.apply(t, uint32_t(token), uint32_t(p));
+                         load_row(static_cast<const X*>(a.x) + token * a.C + p * kPanel, count, line);
+                         for (int c = 0; c < count; c += kLanes) store(t + c, load(line + c) + load(t + c) * s);
+                         store_row(static_cast<X*>(a.out) + token * a.C + p * kPanel, count, t);
+                       }
+                     });
     }
   }
 }
@@ -390,9 +400,10 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
   for (int64_t p = 0; p < a.heads * per_head; ++p) {
     T* dO = w.dO + p / per_head * a.Nr * a.hdp;
     const int64_t column = p % per_head * kPanel;
-    product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-      for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
-    });
+    product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C),
+                   [&](int64_t i, int rows, float* tile) {
+                     for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
+                   });
     if (column == 0) zero_rows(dO, a.N, a.Nr, a.hdp);
   }
   for (int64_t i = 0; i < a.N && a.Qp > 3 * a.C; ++i)
@@ -412,9 +423,11 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
       if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(part, g.dbqkv, a.Qp);
     }
   for (int64_t p = 0; p < panels(a.C); ++p)
-    product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C), [&](int64_t i, int rows, float* tile) {
-      for (int r = 0; r < rows; ++r) std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
-    });
+    product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C),
+                   [&](int64_t i, int rows, float* tile) {
+                     for (int r = 0; r < rows; ++r)
+                       std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
+                   });
   const int64_t width = round_up(a.C, kLanes);
   for (int64_t i = 0; i < a.N; ++i) {
     const int64_t token = b * a.N + i;
@@ -432,7 +445,7 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
 }  // namespace
 
 #if defined(CCT_BF16_PRODUCT)
-#define CCT_TYPED(fn, ...)                                                                                  \
+#define CCT_TYPED(fn, ...)                                                                      \
   (a.x_bf16 ? (a.bf16 ? fn<BFloat16, BFloat16>(__VA_ARGS__) : fn<BFloat16, float>(__VA_ARGS__)) \
             : (a.bf16 ? fn<float, BFloat16>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__)))
 #else
@@ -442,7 +455,8 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
 void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(qkv_rows, a, b, slot, first, last, scratch);
 }
-void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last, char* scratch) {
+void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last,
+                         char* scratch) {
 #if defined(CCT_BF16_PRODUCT)
   if (a.bf16) return head_rows_forward<BFloat16>(a, b, slot, head, first, last, scratch);
 #endif
@@ -457,7 +471,8 @@ void attention_backward_image(const AttentionArgs& a, int64_t b, const Attention
 
 }  // namespace cct::CCT_ISA
 
-#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#else  // ----------------------------------------------------------------------------------------- checks, threads,
+       // registration
 #include "op.h"
 
 namespace cct {
@@ -492,8 +507,9 @@ struct AttentionCall {
     check_tensor(kOp, "proj_weight", proj_weight, {C, C}, dtype);
     check_tensor(kOp, "proj_bias", proj_bias, {C}, dtype);
     check_tensor(kOp, "mask", mask_in, {B, N}, at::kBool);
-    if (drop_path_scale) TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
-                                           drop_path_scale->sizes(), "; expected [", B, "]");
+    if (drop_path_scale)
+      TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                        drop_path_scale->sizes(), "; expected [", B, "]");
     x = x_in.contiguous();
     a.N = N;
     a.C = C;
@@ -538,7 +554,8 @@ struct AttentionCall {
 void forward(const AttentionCall& call, bool keep) {
   const AttentionArgs& a = call.a;
   const int64_t threads = at::get_num_threads(), whole = call.B / threads * threads;
-  const int64_t bytes = scratch_bytes({std::max(kAttentionRows * a.Cp, a.Np * a.hdp), std::max(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+  const int64_t bytes =
+      scratch_bytes({std::max(kAttentionRows * a.Cp, a.Np * a.hdp), std::max(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
   for_slices(whole, [&](int64_t first, int64_t last, int64_t s) {
     char* scratch = thread_scratch(bytes);
     for (int64_t b = first; b < last; ++b) {
@@ -557,8 +574,8 @@ void forward(const AttentionCall& call, bool keep) {
     for_slices(a.heads * parts, [&](int64_t first, int64_t last, int64_t) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t p = i % parts;
-        CCT_CALL(attention_head_rows, a, b, slot, i / parts, p * blocks / parts * 32, std::min((p + 1) * blocks / parts * 32, a.N),
-                 thread_scratch(bytes));
+        CCT_CALL(attention_head_rows, a, b, slot, i / parts, p * blocks / parts * 32,
+                 std::min((p + 1) * blocks / parts * 32, a.N), thread_scratch(bytes));
       }
     });
     for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
@@ -570,10 +587,10 @@ void forward(const AttentionCall& call, bool keep) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& qkv_weight,
     const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads, const OptionalTensor& qkv_bias,
-    const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed,
-    double eps, at::ScalarType compute, bool keep) {
-  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout, dropout,
-                     drop_path_scale, seed, eps, compute);
+    const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale,
+    const OptionalTensor& seed, double eps, at::ScalarType compute, bool keep) {
+  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout,
+                     dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
   call.wqkv = pack_weight(qkv_weight, true, a.hd, a.bf16);
   call.wproj = pack_weight(proj_weight, true, 0, a.bf16);
@@ -582,7 +599,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const auto f32 = x.options().dtype(at::kFloat);
   const auto products = call.products.dtype().toScalarType();
   const int64_t B = call.B, slots = keep ? B : std::min<int64_t>(B, at::get_num_threads());
-  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32), rstd = at::empty({B, a.N}, f32);
+  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32),
+             rstd = at::empty({B, a.N}, f32);
   at::Tensor qkv = pooled_empty(call.qkv_shape(slots), products), o = pooled_empty(call.o_shape(slots), products);
   at::Tensor lse = at::empty({keep ? B : 0, a.heads, a.N}, f32);
   a.out = out.data_ptr();
@@ -600,10 +618,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const at::Tensor& dout_in, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
     const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,
     const OptionalTensor& qkv_bias, const OptionalTensor& mask, double attn_dropout, double dropout,
-    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute, const at::Tensor& mean_in,
-    const at::Tensor& rstd_in, const at::Tensor& qkv_in, const at::Tensor& o_in, const at::Tensor& lse_in, bool need_weights) {
-  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout, dropout,
-                     drop_path_scale, seed, eps, compute);
+    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
+    const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& qkv_in, const at::Tensor& o_in,
+    const at::Tensor& lse_in, bool need_weights) {
+  AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout,
+                     dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
   const int64_t B = call.B;
   const auto products = call.products.dtype().toScalarType();
@@ -615,7 +634,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
   const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous();
-  const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16), wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
+  const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16),
+                   wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
   a.wqkv_back = wqkv_back.const_data_ptr();
   a.wproj_back = wproj_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();
@@ -632,9 +652,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
   at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
   const int64_t image = a.Nr * Cp, head = a.Np * a.hdp;
-  const int64_t bytes = scratch_bytes({image, image, a.heads * a.Nr * a.hdp, a.Nr * Qp, image, image, a.Nr * std::max(Cp, a.hdp), a.Nr * 64,
-                                       image, Qp, Cp, 2 * Cp + Qp, head, head, head, head, head, a.Nr * a.Np, 32 * a.Np, 32 * a.Np, a.Np,
-                                       a.Np, a.Np, 32 * 64, 32 * 64, a.Np * a.Np / 4});
+  const int64_t bytes = scratch_bytes({image,
+                                       image,
+                                       a.heads * a.Nr * a.hdp,
+                                       a.Nr * Qp,
+                                       image,
+                                       image,
+                                       a.Nr * std::max(Cp, a.hdp),
+                                       a.Nr * 64,
+                                       image,
+                                       Qp,
+                                       Cp,
+                                       2 * Cp + Qp,
+                                       head,
+                                       head,
+                                       head,
+                                       head,
+                                       head,
+                                       a.Nr * a.Np,
+                                       32 * a.Np,
+                                       32 * a.Np,
+                                       a.Np,
+                                       a.Np,
+                                       a.Np,
+                                       32 * 64,
+                                       32 * 64,
+                                       a.Np * a.Np / 4});
   for_slices(B, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     float* biases = s + dwqkv + dwproj;
@@ -646,8 +689,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, dwqkv + dwproj + start, n).to(dtype, false, true); };
   at::Tensor dqkv_weight = at::empty({0}, qkv_weight.options()), dproj_weight = at::empty({0}, qkv_weight.options());
   if (need_weights) {
-    dqkv_weight = total.narrow(0, 0, dwqkv).view({Qp / 64, Cp, 64}).transpose(1, 2).reshape({Qp, Cp}).narrow(0, 0, 3 * C).narrow(1, 0, C).to(dtype, false, true).contiguous();
-    dproj_weight = total.narrow(0, dwqkv, dwproj).view({Cp, Cp}).narrow(0, 0, C).narrow(1, 0, C).to(dtype, false, true).contiguous();
+    dqkv_weight = total.narrow(0, 0, dwqkv)
+                      .view({Qp / 64, Cp, 64})
+                      .transpose(1, 2)
+                      .reshape({Qp, Cp})
+                      .narrow(0, 0, 3 * C)
+                      .narrow(1, 0, C)
+                      .to(dtype, false, true)
+                      .contiguous();
+    dproj_weight =
+        total.narrow(0, dwqkv, dwproj).view({Cp, Cp}).narrow(0, 0, C).narrow(1, 0, C).to(dtype, false, true).contiguous();
   }
   const at::Tensor dqkv_bias = qkv_bias ? vector(0, 3 * C) : at::empty({0}, qkv_weight.options());
   return {dx, vector(Qp + Cp, C), vector(Qp + 2 * Cp, C), dqkv_weight, dproj_weight, vector(Qp, C), dqkv_bias};

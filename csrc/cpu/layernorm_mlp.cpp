@@ -32,15 +32,16 @@ struct MlpArgs {
 
 // Sums of one thread, zero at first.
 struct MlpGradients {
-  float *dw1;  // (panels of F, Cp, 64), transposed
-  float *dw2;  // (Cp, Fp)
+  float* dw1;  // (panels of F, Cp, 64), transposed
+  float* dw2;  // (Cp, Fp)
   float *db1, *db2, *dgamma, *dbeta;
 };
 
 constexpr int64_t kMlpRows = 128, kMlpTokens = 256;  // rows of a block, forward and backward
 
 CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch))
+CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g,
+                                             char* scratch))
 
 }  // namespace cct
 
@@ -149,24 +150,25 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
             store(pre + (i + r) * kPanel + c, load(tile + r * kPanel + c) + load(a.b1 + p * kPanel + c));
       });
       float* db1 = g.db1 + p * kPanel;
-      product_blocks(R, a.C, dz, a.Cp, static_cast<const T*>(a.w2_back) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-        alignas(64) float mask[kPanel], sums[kPanel] = {};
-        for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
-        for (int r = 0; r < rows; ++r) {
-          if (hidden.active()) {
-            for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
-            hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
-          }
-          for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec h = load(pre + (i + r) * kPanel + c), m = load(mask + c);
-            const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
-            store(sums + c, load(sums + c) + d);
-            store(dh + (i + r) * a.Fp + p * kPanel + c, d);
-            store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
-          }
-        }
-        flush_sums(sums, db1, kPanel);
-      });
+      product_blocks(R, a.C, dz, a.Cp, static_cast<const T*>(a.w2_back) + p * panel_size(a.C),
+                     [&](int64_t i, int rows, float* tile) {
+                       alignas(64) float mask[kPanel], sums[kPanel] = {};
+                       for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+                       for (int r = 0; r < rows; ++r) {
+                         if (hidden.active()) {
+                           for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+                           hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
+                         }
+                         for (int c = 0; c < kPanel; c += kLanes) {
+                           const Vec h = load(pre + (i + r) * kPanel + c), m = load(mask + c);
+                           const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
+                           store(sums + c, load(sums + c) + d);
+                           store(dh + (i + r) * a.Fp + p * kPanel + c, d);
+                           store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
+                         }
+                       }
+                       flush_sums(sums, db1, kPanel);
+                     });
       if (!a.need_weights) continue;
       for (int64_t i = R; i < K; ++i) {
         std::memset((void*)(dh + i * a.Fp + p * kPanel), 0, kPanel * sizeof(T));
@@ -178,11 +180,12 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
       product<true>(a.C, K, dzT, K, act_panel, g.dw2 + p * kPanel, a.Fp);
     }
     for (int64_t p = 0; p < panels(a.C); ++p)
-      product_blocks(R, a.F, dh, a.Fp, static_cast<const T*>(a.w1_back) + p * panel_size(a.F), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r)
-          for (int c = 0; c < kPanel; c += kLanes)
-            store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
-      });
+      product_blocks(R, a.F, dh, a.Fp, static_cast<const T*>(a.w1_back) + p * panel_size(a.F),
+                     [&](int64_t i, int rows, float* tile) {
+                       for (int r = 0; r < rows; ++r)
+                         for (int c = 0; c < kPanel; c += kLanes)
+                           store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
+                     });
     for (int64_t i = 0; i < R; ++i) {
       float* d = dy + i * a.Cp;
       load_row(dout + (row + i) * a.C, a.C, line);
@@ -230,7 +233,8 @@ void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, 
 
 }  // namespace cct::CCT_ISA
 
-#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#else  // ----------------------------------------------------------------------------------------- checks, threads,
+       // registration
 #include "op.h"
 
 namespace cct {
@@ -244,9 +248,10 @@ struct MlpCall {
   at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
   int64_t rows;
 
-  MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
-          const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
-          const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
+  MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+          const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,
+          const OptionalTensor& fc2_bias, double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed,
+          double eps, at::ScalarType compute) {
     TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
     check_dtype(kOp, "x", x_in);
     check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
@@ -262,8 +267,9 @@ struct MlpCall {
     check_tensor(kOp, "fc1_bias", fc1_bias, {F}, dtype);
     check_tensor(kOp, "fc2_weight", fc2_weight, {C, F}, dtype);
     check_tensor(kOp, "fc2_bias", fc2_bias, {C}, dtype);
-    if (drop_path_scale) TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
-                                           drop_path_scale->sizes(), "; expected [", B, "]");
+    if (drop_path_scale)
+      TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                        drop_path_scale->sizes(), "; expected [", B, "]");
     x = x_in.contiguous();
     rows = B * x.size(1);
     a.N = x.size(1);
@@ -297,7 +303,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
     const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
     const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
-  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute);
+  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
+               compute);
   MlpArgs& a = call.a;
   call.w2 = pack_weight(fc2_weight, true, 0, a.bf16);
   a.w2 = call.w2.const_data_ptr();
@@ -319,7 +326,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias,
     double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
     const at::Tensor& mean_in, const at::Tensor& rstd_in, bool need_weights) {
-  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute);
+  MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
+               compute);
   MlpArgs& a = call.a;
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
@@ -341,8 +349,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t dw = need_weights ? Cp * Fp : 0;
   at::Tensor sums = at::zeros({threads, 2 * dw + Fp + 3 * Cp}, f32);
   constexpr int64_t kT = kMlpTokens;
-  const int64_t bytes = scratch_bytes({kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Fp, kT * 64, kT * 64, kT * 64, kT * 64,
-                                       kT * Cp, Cp, Cp, 2 * Cp});
+  const int64_t bytes = scratch_bytes(
+      {kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Fp, kT * 64, kT * 64, kT * 64, kT * 64, kT * Cp, Cp, Cp, 2 * Cp});
   constexpr int64_t kUnit = 32;
   for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
@@ -354,10 +362,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, start, n).to(dtype, false, true); };
   at::Tensor dw1 = at::empty({0}, fc1_weight.options()), dw2 = at::empty({0}, fc1_weight.options());
   if (need_weights) {
-    dw1 = total.narrow(0, 0, dw).view({Fp / 64, Cp, 64}).transpose(1, 2).reshape({Fp, Cp}).narrow(0, 0, F).narrow(1, 0, C).to(dtype, false, true).contiguous();
+    dw1 = total.narrow(0, 0, dw)
+              .view({Fp / 64, Cp, 64})
+              .transpose(1, 2)
+              .reshape({Fp, Cp})
+              .narrow(0, 0, F)
+              .narrow(1, 0, C)
+              .to(dtype, false, true)
+              .contiguous();
     dw2 = total.narrow(0, dw, dw).view({Cp, Fp}).narrow(0, 0, C).narrow(1, 0, F).to(dtype, false, true).contiguous();
   }
-  return {dx, vector(2 * dw + Fp + Cp, C), vector(2 * dw + Fp + 2 * Cp, C), dw1, vector(2 * dw, F), dw2, vector(2 * dw + Fp, C)};
+  return {dx,  vector(2 * dw + Fp + Cp, C), vector(2 * dw + Fp + 2 * Cp, C), dw1, vector(2 * dw, F),
+          dw2, vector(2 * dw + Fp, C)};
 }
 
 }  // namespace

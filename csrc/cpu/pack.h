@@ -53,15 +53,18 @@ CCT_INLINE void transpose16(const uint32_t* src, int64_t src_stride, uint32_t* d
 }
 
 // Words (rows, words), both multiples of 16, transposed.
-CCT_INLINE void transpose_words(const void* src, int64_t src_stride, void* dst, int64_t dst_stride, int64_t rows, int64_t words) {
+CCT_INLINE void transpose_words(const void* src, int64_t src_stride, void* dst, int64_t dst_stride, int64_t rows,
+                                int64_t words) {
   const uint32_t* s = static_cast<const uint32_t*>(src);
   uint32_t* d = static_cast<uint32_t*>(dst);
   for (int64_t w = 0; w < words; w += 16)
     for (int64_t r = 0; r < rows; r += 16) transpose16(s + r * src_stride + w, src_stride, d + w * dst_stride + r, dst_stride);
 }
 
-// Rows 2t and 2t + 1 of BFloat16 become one row of pairs; floats are copied. `rows` is a multiple of the group, `columns` of 16.
-CCT_INLINE void interleave_rows(const BFloat16* src, int64_t src_stride, BFloat16* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+// Rows 2t and 2t + 1 of BFloat16 become one row of pairs; floats are copied. `rows` is a multiple of the group, `columns`
+// of 16.
+CCT_INLINE void interleave_rows(const BFloat16* src, int64_t src_stride, BFloat16* dst, int64_t dst_stride, int64_t rows,
+                                int64_t columns) {
   for (int64_t r = 0; r < rows; r += 2) {
     const BFloat16 *a = src + r * src_stride, *b = a + src_stride;
     BFloat16* d = dst + r / 2 * dst_stride;
@@ -71,7 +74,8 @@ CCT_INLINE void interleave_rows(const BFloat16* src, int64_t src_stride, BFloat1
     }
   }
 }
-CCT_INLINE void interleave_rows(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows, int64_t columns) {
+CCT_INLINE void interleave_rows(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
+                                int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) std::memcpy(dst + r * dst_stride, src + r * src_stride, columns * sizeof(float));
 }
 
@@ -89,7 +93,8 @@ CCT_INLINE void pack_columns(const T* src, int64_t src_stride, T* panel, int64_t
 
 // dst (columns, rows) = src (rows, columns) transposed; rows a multiple of 32, columns of 16. `pairs` holds rows * columns.
 template <typename T>
-CCT_INLINE void transpose(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows, int64_t columns, T* pairs) {
+CCT_INLINE void transpose(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows, int64_t columns,
+                          T* pairs) {
   constexpr int64_t g = kGroup<T>;
   if constexpr (g == 1) {
     transpose_words(src, src_stride, dst, dst_stride, rows, columns);

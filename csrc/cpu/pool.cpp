@@ -61,4 +61,6 @@ at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
 
 }  // namespace cct
 
-TORCH_LIBRARY_FRAGMENT(cct_kernels, m) { m.def("release_memory() -> int", [] { return cct::release_memory(); }); }
+TORCH_LIBRARY_FRAGMENT(cct_kernels, m) {
+  m.def("release_memory() -> int", [] { return cct::release_memory(); });
+}

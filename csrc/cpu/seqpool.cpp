@@ -2,14 +2,15 @@
 //
 // With xhat = (x - mean) * rstd, g the norm weight and b its bias, only xhat depends on the token, so
 //   score_n = xhat_n . (g w) + const                       pooled = g * sum_n p_n xhat_n + b
-// and backward, with t_n = xhat_n . (g dout), D = sum_n p_n t_n, ds_n = p_n (t_n - D), U = sum_n p_n xhat_n, V = sum_n ds_n xhat_n:
+// and backward, with t_n = xhat_n . (g dout), D = sum_n p_n t_n, ds_n = p_n (t_n - D), U = sum_n p_n xhat_n, V = sum_n ds_n
+// xhat_n:
 //   dw = g * V     dg = dout * U + w * V     db = dout     (sum p = 1, sum ds = 0)
 // Rounding leaves sum ds a little off zero, by about eps D, which would shift V by that times U: it is summed and taken out.
 //   dx_n = rstd_n * (p_n (g dout) + ds_n (g w) - A_n - xhat_n * E_n),  A and E the means that LayerNorm subtracts.
 // The bias of the score is inert: it is not even read, and its gradient is zero.
-#include "isa.h"
-
 #include <cstdint>
+
+#include "isa.h"
 
 namespace cct {
 
@@ -19,12 +20,12 @@ struct SeqPoolArgs {
   int64_t N, C, width;  // width: C rounded up to whole vectors
   float eps;
   bool norm;
-  const void* x;                       // (B, N, C)
-  const float *score_weight, *gout;    // g w (width), padded with zeros; g dout of this image (width)
-  float *mean, *rstd;                  // (B, N), written by forward, read by backward; unused without norm
-  float *prob, *t;                     // (B, N) scores, then p; t (backward)
-  const float* lse;                    // (B)
-  void* dx;                            // (B, N, C)
+  const void* x;                     // (B, N, C)
+  const float *score_weight, *gout;  // g w (width), padded with zeros; g dout of this image (width)
+  float *mean, *rstd;                // (B, N), written by forward, read by backward; unused without norm
+  float *prob, *t;                   // (B, N) scores, then p; t (backward)
+  const float* lse;                  // (B)
+  void* dx;                          // (B, N, C)
 };
 
 CCT_DECLARE(void seqpool_forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row))
@@ -151,7 +152,8 @@ void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_
 
 }  // namespace cct::CCT_ISA
 
-#else  // ----------------------------------------------------------------------------------------- checks, threads, registration
+#else  // ----------------------------------------------------------------------------------------- checks, threads,
+       // registration
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -193,7 +195,8 @@ float total(const float* values, int64_t n) {
   return float(sum);
 }
 
-void check_inputs(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias) {
+void check_inputs(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& norm_weight,
+                  const OptionalTensor& norm_bias) {
   TORCH_CHECK_VALUE(x.dim() == 3, kOp, ": x has ", x.dim(), " dimensions; expected 3");
   check_dtype(kOp, "x", x);
   const int64_t C = x.size(2);
@@ -227,8 +230,8 @@ void for_slices(int64_t items, F f) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_forward(const at::Tensor& x_in, const at::Tensor& weight,
-                                                                            const OptionalTensor& norm_weight,
-                                                                            const OptionalTensor& norm_bias, double eps) {
+                                                                           const OptionalTensor& norm_weight,
+                                                                           const OptionalTensor& norm_bias, double eps) {
   check_inputs(x_in, weight, norm_weight, norm_bias);
   const at::Tensor x = x_in.contiguous();
   const int64_t B = x.size(0), N = x.size(1), C = x.size(2);
@@ -325,7 +328,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
       for (int64_t i = first; i < last; ++i) tokens(i, row.data());
     });
 
-  const at::Tensor sums = at::from_blob(UV.data(), {B, chunks, 2, W}, f32).sum(1).narrow(2, 0, C);  // (B, 2, C)
+  const at::Tensor sums = at::from_blob(UV.data(), {B, chunks, 2, W}, f32).sum(1).narrow(2, 0, C);           // (B, 2, C)
   const at::Tensor U = sums.select(1, 0), sum_ds = at::from_blob(ds.data(), {B, chunks}, f32).sum(1, true);  // (B, C), (B, 1)
   const at::Tensor V_total = (sums.select(1, 1) - sum_ds * U).sum(0);
   const at::Tensor dweight = (norm ? V_total * norm_weight->to(at::kFloat) : V_total).unsqueeze(0).to(x.scalar_type());

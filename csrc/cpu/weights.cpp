@@ -144,7 +144,8 @@ uint64_t checksum(const at::Tensor& weight) {
   const int64_t pieces = (n + kPiece - 1) / kPiece;
   std::vector<uint64_t> part(pieces);
   at::parallel_for(0, pieces, 4, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) part[i] = CCT_CALL(checksum_words, words + i * kPiece, std::min(kPiece, n - i * kPiece));
+    for (int64_t i = first; i < last; ++i)
+      part[i] = CCT_CALL(checksum_words, words + i * kPiece, std::min(kPiece, n - i * kPiece));
   });
   uint64_t hash = 0;
   for (uint64_t p : part) hash = (hash ^ p) * 1099511628211ull;
@@ -173,7 +174,11 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
     }
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
-  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), values, isa(),
+  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner),
+               version,
+               weight.sizes().vec(),
+               values,
+               isa(),
                pack(weight, transposed, group, bf16)};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
