@@ -36,8 +36,18 @@ CCT_INLINE Vec exp_negative(Vec x) {
   return exp2_negative<T>(x * kLog2e);
 }
 
+// Phi(-a) for a >= 0, given e = exp(-a^2 / 2): erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7.
+CCT_INLINE Vec normal_tail(Vec a, Vec e) {
+  const Vec t = 1.f / (a * (0.3275911f * 0.70710678f) + 1.f);
+  Vec p = t * 1.061405429f + -1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t + -0.284496736f;
+  p = p * t + 0.254829592f;
+  return p * t * e * 0.5f;
+}
+
 // GELU(x) = x Phi(x), exact (erf) form, and its derivative Phi(x) + x phi(x).
-//   float: erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
+//   float: normal_tail
 //   BFloat16 results: odd polynomials on [-4, 4], absolute error below 4e-4 of the largest value
 template <typename T>
 CCT_INLINE Vec gelu(Vec x) {
@@ -53,13 +63,7 @@ CCT_INLINE Vec gelu(Vec x) {
     return x * (p * c + 0.5f);
   } else {
     const Vec a = max(x, -x);
-    const Vec t = 1.f / (a * (0.3275911f * 0.70710678f) + 1.f);
-    Vec p = t * 1.061405429f + -1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t + -0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vec tail = p * t * exp_negative<float>(x * x * -0.5f) * 0.5f;  // Phi(-|x|)
-    return max(x, Vec{}) - tail * a;
+    return max(x, Vec{}) - normal_tail(a, exp_negative<float>(x * x * -0.5f)) * a;
   }
 }
 
@@ -77,14 +81,7 @@ CCT_INLINE Vec gelu_derivative(Vec x) {
     p = p * u + 0.797609532f;
     return p * c + 0.5f;
   } else {
-    const Vec a = max(x, -x);
-    const Vec t = 1.f / (a * (0.3275911f * 0.70710678f) + 1.f);
-    Vec p = t * 1.061405429f + -1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t + -0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vec e = exp_negative<float>(x * x * -0.5f);
-    const Vec tail = p * t * e * 0.5f;
+    const Vec e = exp_negative<float>(x * x * -0.5f), tail = normal_tail(max(x, -x), e);
     return select(x < 0.f, tail, 1.f - tail) + x * e * 0.39894228f;
   }
 }

@@ -14,6 +14,15 @@
 #define CCT_BF16_PRODUCT  // this set multiplies BFloat16
 #endif
 
+// fn<X, T>(...) for the storage X and the compute type T that the arguments `a` of an op ask for.
+#if defined(CCT_BF16_PRODUCT)
+#define CCT_TYPED(fn, ...)                                                                      \
+  (a.x_bf16 ? (a.bf16 ? fn<BFloat16, BFloat16>(__VA_ARGS__) : fn<BFloat16, float>(__VA_ARGS__)) \
+            : (a.bf16 ? fn<float, BFloat16>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__)))
+#else
+#define CCT_TYPED(fn, ...) (a.x_bf16 ? fn<BFloat16, float>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__))
+#endif
+
 namespace cct::CCT_ISA {
 
 constexpr int kPanel = 64;              // columns

@@ -444,14 +444,6 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
 
 }  // namespace
 
-#if defined(CCT_BF16_PRODUCT)
-#define CCT_TYPED(fn, ...)                                                                      \
-  (a.x_bf16 ? (a.bf16 ? fn<BFloat16, BFloat16>(__VA_ARGS__) : fn<BFloat16, float>(__VA_ARGS__)) \
-            : (a.bf16 ? fn<float, BFloat16>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__)))
-#else
-#define CCT_TYPED(fn, ...) (a.x_bf16 ? fn<BFloat16, float>(__VA_ARGS__) : fn<float, float>(__VA_ARGS__))
-#endif
-
 void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(qkv_rows, a, b, slot, first, last, scratch);
 }

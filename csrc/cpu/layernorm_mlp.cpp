@@ -205,30 +205,14 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
   }
 }
 
-template <typename X>
-void forward_any(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
-#if defined(CCT_BF16_PRODUCT)
-  if (a.bf16) return forward_rows<X, BFloat16>(a, first, last, scratch);
-#endif
-  forward_rows<X, float>(a, first, last, scratch);
-}
-
-template <typename X>
-void backward_any(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
-#if defined(CCT_BF16_PRODUCT)
-  if (a.bf16) return backward_rows<X, BFloat16>(a, first, last, g, scratch);
-#endif
-  backward_rows<X, float>(a, first, last, g, scratch);
-}
-
 }  // namespace
 
 void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
-  a.x_bf16 ? forward_any<BFloat16>(a, first, last, scratch) : forward_any<float>(a, first, last, scratch);
+  CCT_TYPED(forward_rows, a, first, last, scratch);
 }
 
 void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
-  a.x_bf16 ? backward_any<BFloat16>(a, first, last, g, scratch) : backward_any<float>(a, first, last, g, scratch);
+  CCT_TYPED(backward_rows, a, first, last, g, scratch);
 }
 
 }  // namespace cct::CCT_ISA
