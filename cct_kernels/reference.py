@@ -1,4 +1,4 @@
-"""The four ops in plain PyTorch: the specification, the oracle of every test and the last fallback.
+"""The ops in plain PyTorch: the specification, the oracle of every test and the last fallback.
 
 Letters: B batch, N tokens, C embedding dim, nh heads, hd = C / nh head dim, F hidden dim of the MLP; an image: (B, Cin, H, W).
 The contract of each op (arguments, shapes, errors, source) stands in the module of its name.
@@ -42,6 +42,26 @@ def layernorm_mlp(
     h = _dropout(F.gelu(F.linear(y, fc1_weight, fc1_bias)), dropout, seed, philox.HIDDEN)
     z = _dropout(F.linear(h, fc2_weight, fc2_bias), dropout, seed, philox.OUTPUT)
     return y + _drop_path(z, drop_path_scale)
+
+
+def encoder(
+    x, blocks, *, num_heads, mask=None, attn_dropout=0.0, dropout=0.0, drop_path_scales=None, seed=None, eps=1e-5
+):  # fmt: skip
+    for block, scales, seeds in per_block(blocks, drop_path_scales, seed):
+        x = layernorm_attention(
+            x, *block[:5], num_heads=num_heads, mask=mask, attn_dropout=attn_dropout, dropout=dropout,
+            drop_path_scale=scales[0], seed=seeds[0], eps=eps,
+        )  # fmt: skip
+        x = layernorm_mlp(x, *block[5:], dropout=dropout, drop_path_scale=scales[1], seed=seeds[1], eps=eps)
+    return x
+
+
+def per_block(blocks, drop_path_scales, seed):
+    """(parameters, drop-path scales, seeds) of each block; scales and seeds are pairs: attention, MLP."""
+    for i, block in enumerate(blocks):
+        scales = (None, None) if drop_path_scales is None else drop_path_scales[i].unbind()
+        seeds = (None, None) if seed is None else [seed + seed.new_tensor([0, 2 * i + branch]) for branch in range(2)]
+        yield block, scales, seeds
 
 
 def seqpool(x, weight, bias=None, *, norm_weight=None, norm_bias=None, eps=1e-5):

@@ -1,0 +1,82 @@
+"""All blocks of the encoder in one op: what lies between the embedded tokens and the final LayerNorm."""
+
+from typing import NamedTuple
+
+import torch
+
+from . import reference
+from .checks import expect_int, expect_optional, expect_tensor, shape_text
+from .layernorm_attention import layernorm_attention
+from .layernorm_mlp import layernorm_mlp
+
+OP = "encoder"
+
+
+class Block(NamedTuple):
+    """The parameters of one block, in the order of the published state dicts' modules."""
+
+    norm_weight: torch.Tensor  # (C,)
+    norm_bias: torch.Tensor  # (C,)
+    qkv_weight: torch.Tensor  # (3C, C)
+    proj_weight: torch.Tensor  # (C, C)
+    proj_bias: torch.Tensor  # (C,)
+    norm1_weight: torch.Tensor  # (C,)
+    norm1_bias: torch.Tensor  # (C,)
+    fc1_weight: torch.Tensor  # (F, C)
+    fc1_bias: torch.Tensor  # (F,)
+    fc2_weight: torch.Tensor  # (C, F)
+    fc2_bias: torch.Tensor  # (C,)
+
+
+def encoder(
+    x, blocks, *, num_heads, mask=None, attn_dropout=0.0, dropout=0.0, drop_path_scales=None, seed=None, eps=1e-5, backend=None
+):
+    """For each block: x = layernorm_attention(x); x = layernorm_mlp(x).
+
+    Args:
+        x: (B, N, C), float32, float16, bfloat16 or float64: the embedded tokens.
+        blocks: a sequence of L `Block`s, or of tuples in its order.
+        num_heads: nh, divides C.
+        mask: bool (B, N), True for a valid token, or None; see `layernorm_attention`.
+        attn_dropout, dropout: probabilities p, 0 <= p < 1, of the two ops.
+        drop_path_scales: (L, 2, B), the stochastic-depth factors of the attention and of the MLP of each block, or None for 1;
+            constants.
+        seed: int64 (2,) = (seed, offset): block l takes offset + 2 l for its attention and offset + 2 l + 1 for its MLP. None
+            draws from PyTorch's generator.
+        eps: of every LayerNorm.
+        backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
+
+    Returns: (B, N, C) in the dtype of x, before the final LayerNorm. Equal to the loop over the two ops, but for roundings of
+        the residual stream: a fused backend may keep it in float32 between them.
+    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
+    Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
+    """
+    _check(x, blocks, num_heads, drop_path_scales)
+    options = {"num_heads": num_heads, "mask": mask, "attn_dropout": attn_dropout, "dropout": dropout}
+    options |= {"drop_path_scales": drop_path_scales, "seed": seed, "eps": eps}
+    if backend == "reference":
+        return reference.encoder(x, blocks, **options)
+    return _loop(x, blocks, **options, backend=backend)
+
+
+def _loop(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, backend):
+    """The two ops in turn, each with its own backend and gradient."""
+    for block, (attention_scale, mlp_scale), (attention_seed, mlp_seed) in reference.per_block(blocks, drop_path_scales, seed):
+        x = layernorm_attention(
+            x, *block[:5], num_heads=num_heads, mask=mask, attn_dropout=attn_dropout, dropout=dropout,
+            drop_path_scale=attention_scale, seed=attention_seed, eps=eps, backend=backend,
+        )  # fmt: skip
+        x = layernorm_mlp(
+            x, *block[5:], dropout=dropout, drop_path_scale=mlp_scale, seed=mlp_seed, eps=eps, backend=backend
+        )  # fmt: skip
+    return x
+
+
+def _check(x, blocks, num_heads, drop_path_scales):
+    """What the two ops do not check by themselves."""
+    expect_tensor(OP, "x", x, ndim=3)
+    expect_int(OP, "num_heads", num_heads, 1)
+    for i, block in enumerate(blocks):
+        if len(block) != len(Block._fields):
+            raise ValueError(f"{OP}: blocks[{i}] has {len(block)} tensors; expected {', '.join(Block._fields)}")
+    expect_optional(OP, "drop_path_scales", drop_path_scales, (len(blocks), 2, x.shape[0]), x)
