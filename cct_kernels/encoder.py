@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from . import reference
-from .checks import expect_int, expect_optional, expect_tensor, shape_text
+from .checks import expect_int, expect_optional, expect_tensor
 from .layernorm_attention import layernorm_attention
 from .layernorm_mlp import layernorm_mlp
 
