@@ -46,6 +46,11 @@ def test_cosine_per_step():
     assert learning_rate(config, 10) == learning_rate(config, 12) == pytest.approx(0.1)
 
 
+def test_one_cycle():
+    config = Config(sched="one_cycle", lr=1.0, min_lr=0.1, warmup_lr=0.2, epochs=10, warmup_epochs=2)
+    assert [learning_rate(config, e) for e in (0, 0.5, 1, 2, 6, 8, 10)] == pytest.approx([0.2, 0.4, 0.6, 1.0, 0.55, 0.325, 0.1])
+
+
 def test_warmup_and_constant():
     assert [warmup_epochs(Config(epochs=n)) for n in (1, 5, 30, 300)] == [1, 1, 3, 10]
     assert learning_rate(Config(sched="cosine_per_step", epochs=1, warmup_epochs=1), 1.0) == 0.0

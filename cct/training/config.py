@@ -13,7 +13,8 @@ import yaml
 from .defaults import DATA_SETS, DEFAULTS
 
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "cosine_per_step", "cosine_v1", "step", "constant")
+CLIPS = ("norm", "value", "agc")
+SCHEDULES = ("cosine", "cosine_per_step", "cosine_v1", "step", "one_cycle", "constant")
 
 
 class ConfigError(ValueError):
@@ -43,14 +44,16 @@ class Config:
     val_split: float | None = option(None, "hold this fraction of the training images out and report on it", above=0, below=1)
 
     epochs: int = option(30, "epochs, without the cool-down", low=1)
-    batch_size: int = option(128, "images in one optimizer step", low=1)
+    batch_size: int = option(128, "images in one optimizer step, all processes together", low=1)
+    accumulate_steps: int = option(1, "pieces that each process takes its part of a batch in: less memory, same step", low=1)
     opt: str = option("adamw", "optimizer", choices=OPTIMIZERS)
     lr: float = option(5e-4, "peak learning rate", above=0)
     momentum: float = option(0.9, "momentum of SGD", low=0, below=1)
     weight_decay: float = option(0.05, "decoupled (AdamW) or plain (SGD) weight decay", low=0)
     decay_all: bool = option(False, "weight decay on biases, norms and other one-dimensional parameters too")
     smoothing: float = option(0.1, "label smoothing", low=0, below=1)
-    clip_grad: float | None = option(None, "clip the gradient to this L2 norm", above=0)
+    clip_grad: float | None = option(None, "clip the gradient to this, see --clip-mode", above=0)
+    clip_mode: str = option("norm", "L2 norm of all; each value; agc: norm of a row over that of its weights", choices=CLIPS)
 
     sched: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
     min_lr: float = option(0.0, "least learning rate of the cosine", low=0)
@@ -65,6 +68,10 @@ class Config:
 
     model_ema: bool = option(False, "keep an exponential moving average of the weights and report it too")
     model_ema_decay: float = option(0.999, "decay of the moving average, per step", low=0, below=1)
+    model_ema_warmup: bool = option(False, "let that decay grow, (1 + step) / (10 + step) at most: for short runs")
+    eval_every: int = option(1, "evaluate after every so many epochs, and after the last", low=1)
+    tta: str = option("none", "at evaluation, mean over the image and its mirror image", choices=("none", "flip"))
+    target_top1: float | None = option(None, "end as soon as the held-out top-1 reaches this, percent", above=0)
     amp: str = option("off", "mixed precision", choices=("off", "bf16"))
     fused: bool | str = option(True, "fused kernels where they run; --no-fused: none; strict: or fail", metavar="strict")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")

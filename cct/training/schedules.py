@@ -5,10 +5,13 @@ cosine           min_lr + (lr - min_lr) (1 + cos(pi e / E)) / 2; its clock runs 
 cosine_per_step  the same with the clock starting after the warm-up, (e - w) / (E - w), and e moving with every step
 cosine_v1        e < w: lr / (w - e); then lr (1 + cos(pi (e - w) / (E - w))) / 2: the first official script
 step             lr decay_rate^floor(e / decay_epochs)
+one_cycle        the warm-up, then straight down: lr + (min_lr - lr) (e - w) / (E - w); e moves with every step
 constant         lr
 """
 
 import math
+
+PER_STEP = ("cosine_per_step", "one_cycle")  # the others stand still inside an epoch
 
 
 def warmup_epochs(config):
@@ -24,9 +27,9 @@ def total_epochs(config):
 
 
 def learning_rate(config, epoch):
-    """Learning rate at `epoch`, counted from 0; a fraction of an epoch matters to cosine_per_step only."""
+    """Learning rate at `epoch`, counted from 0; a fraction of an epoch matters to the schedules in PER_STEP only."""
     lr, E, w = config.lr, config.epochs, warmup_epochs(config)
-    e = epoch if config.sched == "cosine_per_step" else math.floor(epoch)
+    e = epoch if config.sched in PER_STEP else math.floor(epoch)
     if e < w:
         if config.sched == "cosine_v1":
             return lr / (w - e)
@@ -37,6 +40,8 @@ def learning_rate(config, epoch):
         return _cosine(lr, config.min_lr, (e - w) / (E - w) if w < E else 1.0)
     if config.sched == "cosine_v1":
         return _cosine(lr, 0.0, (e - w) / (E - w))
+    if config.sched == "one_cycle":
+        return lr + (config.min_lr - lr) * min(1.0, (e - w) / (E - w) if w < E else 1.0)
     if config.sched == "step":
         return lr * config.decay_rate ** (e // config.decay_epochs)
     return lr
