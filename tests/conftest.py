@@ -59,3 +59,27 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function (name="cct_7_3x1", **model arguments) -> file of a small untrained model, as `cct train` writes them."""
+    from cct.models import create_model
+    from cct.models.checkpoints import save_checkpoint
+
+    def make(name="cct_7_3x1", **kwargs):
+        torch.manual_seed(0)
+        small = {"img_size": 8, "num_classes": 3, "num_layers": 2, "num_heads": 2, "mlp_ratio": 1, "embedding_dim": 16}
+        model = create_model(name, **{**small, **kwargs})
+        torch.nn.init.normal_(model.classifier.fc.weight)  # predictions that differ
+        channels = model.in_chans
+        preprocessing = {
+            "size": list(model.img_size), "mean": [0.5] * channels, "std": [0.25] * channels, "channels": channels,
+            "interpolation": "bicubic", "crop_pct": 1.0, "pad": 0,
+        }  # fmt: skip
+        path = tmp_path / f"{name}.safetensors"
+        config = {"model": model.config, "preprocessing": preprocessing, "classes": ["ant", "bee", "cow"]}
+        save_checkpoint(path, model.state_dict(), config)
+        return path
+
+    return make
