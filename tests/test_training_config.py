@@ -95,3 +95,66 @@ def test_missing_file_and_long_warmup(tmp_path):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="warmup_epochs: got 5, expected at most epochs"):
         Config(epochs=4, warmup_epochs=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("scale", [0.8, 1], (0.8, 1.0)),
+        ("scale", "0.8 1.0", (0.8, 1.0)),
+        ("mean", ["0.5"], (0.5,)),
+        ("color_jitter", 0.4, (0.4, 0.4, 0.4)),
+        ("model", "cct_7-3x1_32", "cct_7_3x1_32"),
+        ("val_split", "0.1", 0.1),
+        ("val_split", "valid", "valid"),
+        ("tta", 0, "none"),
+        ("clip_grad", "", None),
+    ],
+)
+def test_forms_of_the_official_files(name, text, value):
+    assert coerce(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale": [1, 0.8]}, "scale: got 1.0 0.8, expected the lesser number first"),
+        ({"scale": [0.8]}, "scale: got 1 numbers, expected 2"),
+        ({"scale": [0.0, 1.0]}, "scale: got 0.0, expected more than 0"),
+        ({"mean": ["x"]}, r"mean: got \['x'\], expected numbers such as 0.5 1.0"),
+        ({"reprob": 1.5}, "reprob: got 1.5, expected at most 1"),
+        ({"val_split": "tset"}, "val_split: got 'tset', expected a fraction or one of val, valid"),
+        ({"drop": 0.1, "model_kwargs": {"dropout": 0.2}}, "model_kwargs: dropout is given by its own key too"),
+    ],
+)
+def test_wrong_forms_name_the_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**values)
+
+
+def test_keys_of_timm(tmp_path, caplog):
+    text = "dataset: torch/CIFAR10\nworkers: 8\npin-mem: true\n".replace("pin-mem", "pin_mem")
+    config = resolve(
+        {"lr": "55e-5"}, write(tmp_path / "a.yaml", text + "jsd_loss: false\nepoch_repeats: 0.\ninput_size: [3, 32, 32]")
+    )
+    assert (config.data, config.img_size, config.lr) == ("cifar10", 32, 55e-5)
+    assert (config.sched, config.hflip, config.crop_padding) == ("step", 0.5, 0)  # what timm's script does
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path / 'a.yaml'}: no effect here: workers (") and "pin_mem (" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jsd_loss: true", "jsd_loss: got True, expected nothing or 0: this program cannot do it"),
+        ("resume: a.pth", "resume: got 'a.pth', .*; use cct train --resume RUN"),
+        ("train_split: all", "train_split: got 'all', expected 'train'"),
+        ("dataset: cifar10\ndata: cifar10", "dataset: is timm's name of data; give one of them"),
+        ("dataset: cifar1O", "data: got 'cifar1o', expected one of .*; did you mean 'cifar10'"),
+        ("input_size: [3, 32, 16]", "input_size: got .*, expected 3 numbers"),
+        ("worker: 8", "unknown key 'worker'; did you mean 'workers'?"),
+    ],
+)
+def test_keys_of_timm_that_cannot_be_followed(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve({}, write(tmp_path / "a.yaml", text))

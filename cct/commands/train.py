@@ -4,6 +4,7 @@ import argparse
 
 import yaml
 
+from cct.training import timm_keys
 from cct.training.config import FIELDS, KINDS, ConfigError, resolve
 from cct.training.defaults import DEFAULTS
 
@@ -46,6 +47,9 @@ def add(subparsers):
         if name in SECTIONS:
             section = parser.add_argument_group(SECTIONS[name])
         _add_flag(section, name, field)
+    for name in timm_keys.FLAGS:
+        kind = {"action": "store_true"} if name in timm_keys.SWITCHES else {"nargs": 3 if name == "input_size" else None}
+        parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
 
 
 def _add_flag(section, name, field):
@@ -56,6 +60,8 @@ def _add_flag(section, name, field):
     options = {"dest": name, "default": argparse.SUPPRESS, "help": help}
     if kind is dict:
         section.add_argument(flag, nargs="+", metavar="KEY=VALUE", **options)
+    elif kind in (tuple[float, ...], tuple[float, ...] | None):
+        section.add_argument(flag, nargs="+", metavar="X", **options)
     elif kind in (bool, bool | None):
         section.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     elif kind == bool | str:
@@ -76,7 +82,7 @@ def _defaults():
 
 def given_flags(args):
     """The fields of Config that the command line names."""
-    flags = {name: getattr(args, name) for name in FIELDS if hasattr(args, name)}
+    flags = {name: getattr(args, name) for name in (*FIELDS, *timm_keys.FLAGS) if hasattr(args, name)}
     if "model_kwargs" in flags:
         flags["model_kwargs"] = dict(_pair(text) for text in flags["model_kwargs"])
     if args.folder is not None:

@@ -1,0 +1,94 @@
+"""Values of configuration keys: from YAML, a flag's text or Python to the type of the field, checked."""
+
+import difflib
+import math
+import types
+import typing
+
+
+class ConfigError(ValueError):
+    """A configuration value, key or file that cannot be used; the message names it and what is expected."""
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "key=value pairs"}
+
+
+def nearest(name, names):
+    """'; did you mean X?' for the closest of `names`, or '' when none is close."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def convert(name, value, kind, limits):
+    """`value` as `kind`: int, float, bool, str, dict, tuple[float, ...], or a union of them; the first that fits counts.
+
+    '55e-5' is a number although YAML 1.1 calls it text. A tuple comes from a list or from text such as '0.8 1.0'. An empty
+    text is None where None is allowed, as in the official files. limits: see `limit`.
+    Raises ConfigError naming the key, what was got and what is expected.
+    """
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in kinds and (value is None or value == ""):
+        return None
+    for one in kinds:
+        converted = _as_tuple(value) if typing.get_origin(one) is tuple else _as_one(one, value)
+        if converted is not None:
+            _check(name, converted, limits)
+            return converted
+    names = [_KIND_NAMES[k] for k in kinds if k in _KIND_NAMES]
+    names += ["numbers such as 0.5 1.0" for k in kinds if typing.get_origin(k) is tuple]
+    raise ConfigError(f"{name}: got {value!r}, expected {' or '.join(names)}")
+
+
+def limit(*, choices=None, low=None, high=None, above=None, below=None, length=None):
+    """What a value may be: choices; low, high: closed bounds; above, below: open ones; length: of a tuple, whose every value
+    keeps the bounds. Text is held to `choices` alone."""
+    return {"choices": choices, "low": low, "high": high, "above": above, "below": below, "length": length}
+
+
+def _as_tuple(value):
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    if not isinstance(value, list | tuple):
+        return None
+    numbers = tuple(_as_one(float, one) for one in value)
+    return None if None in numbers or not numbers else numbers
+
+
+def _as_one(kind, value):
+    """value as `kind`, or None when it is no such thing."""
+    if kind is bool:
+        return value if isinstance(value, bool) else _WORDS.get(value.lower()) if isinstance(value, str) else None
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            return None
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if kind is float or not math.isfinite(number):
+            return number if kind is float and math.isfinite(number) else None
+        return int(value) if isinstance(value, int) else int(number) if number == int(number) else None
+    return value if isinstance(value, kind) else None
+
+
+def _check(name, value, limits):
+    choices, length = limits["choices"], limits["length"]
+    if choices and value not in choices:
+        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}{nearest(value, choices)}")
+    if length is not None and isinstance(value, tuple) and len(value) != length:
+        raise ConfigError(f"{name}: got {len(value)} numbers, expected {length}")
+    if isinstance(value, str | dict):
+        return
+    for one in value if isinstance(value, tuple) else (value,):
+        for key, words, fits in _BOUNDS:
+            if limits[key] is not None and not fits(one, limits[key]):
+                raise ConfigError(f"{name}: got {one}, expected {words} {limits[key]}")
+
+
+_BOUNDS = (
+    ("low", "at least", lambda value, bound: value >= bound),
+    ("high", "at most", lambda value, bound: value <= bound),
+    ("above", "more than", lambda value, bound: value > bound),
+    ("below", "less than", lambda value, bound: value < bound),
+)
