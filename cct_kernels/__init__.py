@@ -9,8 +9,10 @@
 
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import BackendError
+from .graphed import graphed
 from .layernorm_attention import layernorm_attention
 from .layernorm_mlp import layernorm_mlp
 from .seqpool import seqpool
+from .warmup import warmup
 
-__all__ = ["BackendError", "conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool"]
+__all__ = ["BackendError", "conv_tokenizer", "graphed", "layernorm_attention", "layernorm_mlp", "seqpool", "warmup"]
