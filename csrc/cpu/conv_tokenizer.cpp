@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "scratch.h"
 
 namespace cct {
 
@@ -54,6 +55,69 @@ CCT_DECLARE(void conv_tokenizer_forward_bands(const ConvArgs& a, int64_t first, 
 CCT_DECLARE(void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGradients& g,
                                                char* scratch))
 
+// ---- how an image is cut; each plan returns the bytes of scratch that it needs ----
+
+constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix may take of the second-level cache
+
+[[maybe_unused]] static int64_t divide_up(int64_t n, int64_t d) { return n <= 0 ? 0 : (n + d - 1) / d; }  // at least 0
+
+// Shares of an image, at least `n` and at most its `rows`, so that a small batch divides evenly among the threads.
+[[maybe_unused]] static int64_t balanced_shares(int64_t B, int64_t n, int64_t rows, int64_t threads) {
+  const int64_t limit = smaller(rows, n + threads);
+  for (; n < limit && B * n < 8 * threads && B * n % threads; ++n) {
+  }
+  return smaller(n, rows);
+}
+
+[[maybe_unused]] static int64_t pool_span(const ConvArgs& a, int64_t rows) {
+  return smaller(a.Hc, (rows - 1) * a.pool.sh + a.pool.kh);
+}
+[[maybe_unused]] static int64_t conv_span(const ConvArgs& a, int64_t rows) {
+  return smaller(a.H, (rows - 1) * a.conv.sh + a.conv.kh);
+}
+
+[[maybe_unused]] static int64_t plan_forward(ConvArgs& a, int64_t B, int64_t threads) {
+  const int64_t bytes_per = a.bf16 ? 2 : 4;
+  a.Kp = divide_up(a.K, 32) * 32;
+  const int64_t fit = kBudget / ((a.Kp + 64) * bytes_per) / a.Wc;  // convolved rows
+  const int64_t rows = larger(8, fit < a.pool.kh ? 0 : (fit - a.pool.kh) / a.pool.sh + 1);
+  a.bands = balanced_shares(B, divide_up(a.Ho, rows), a.Ho, threads);
+  const int64_t height = pool_span(a, divide_up(a.Ho, a.bands));
+  a.band_pixels = height * a.Wc;
+  a.image_size = conv_span(a, height) * a.W * a.Cin;
+  a.block = divide_up(a.band_pixels, 32) * 32;
+  a.group = 1;
+  if (a.block * a.Kp * bytes_per > 2 * kBudget) {  // all panels for one im2col matrix after the other
+    a.block = larger(32, kBudget / (a.Kp * bytes_per) / 32 * 32);
+    a.group = a.Cp / 64;
+  }
+  return scratch_bytes({a.image_size, (a.block + 32) * a.Kp, a.band_pixels * a.group * 64});
+}
+
+// a.dx tells whether the gradient of x is wanted. Parts: a row's share of dconv and dx.
+[[maybe_unused]] static int64_t plan_backward(ConvArgs& a, int64_t B, int64_t threads) {
+  const int64_t bytes_per = a.bf16 ? 2 : 4, run = a.conv.kw * a.Cin, halo = a.dx ? (a.conv.kh - 1) / a.conv.sh : 0;
+  const int64_t row_bytes = a.Wc * a.Cp * bytes_per + (a.dx ? smaller(a.H, a.conv.sh) * a.W * a.Cin * 4 : 0);
+  const int64_t rows = larger(1, larger(4 * halo, 2 * kBudget / row_bytes));
+  a.parts = balanced_shares(larger(B, 1), divide_up(a.Hc, rows), a.Hc, threads);
+  const int64_t own = divide_up(a.Hc, a.parts);
+  a.part_pixels = smaller(a.Hc, own + halo) * a.Wc;
+  a.image_size = conv_span(a, own) * a.W * a.Cin;
+  a.dx_size = a.dx ? smaller(a.H, own * a.conv.sh + a.conv.kh) * a.W * a.Cin : 0;
+  a.chunk = larger(1, smaller(640 / run, a.conv.kh));
+  a.columns = round_up64(a.chunk * run);
+  a.block = larger(32, smaller(kBudget / (a.columns * bytes_per) / 32 * 32, 512));
+  a.transpose_columns = a.K <= a.C;
+  const int64_t matrix = (a.block + 32) * larger(a.columns, a.Cp), dconv = (a.part_pixels + 32) * a.Cp;
+  return scratch_bytes({2 * a.Cp, dconv, a.image_size, matrix, larger(matrix, dconv), matrix, a.block * 64, a.dx_size});
+}
+
+// The sums of dW as ConvGradients describes them.
+[[maybe_unused]] static int64_t weight_gradient_rows(const ConvArgs& a) { return a.transpose_columns ? a.K : a.C; }
+[[maybe_unused]] static int64_t weight_gradient_stride(const ConvArgs& a) {
+  return a.transpose_columns ? a.Cp : round_up64(a.K) + 64;  // chunks end in whole panels
+}
+
 }  // namespace cct
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
@@ -70,7 +134,6 @@ struct Range {
 CCT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 CCT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 CCT_INLINE Range share(int64_t n, int64_t i, int64_t shares) { return {i * n / shares, (i + 1) * n / shares}; }
-CCT_INLINE int64_t divide_up(int64_t n, int64_t d) { return n <= 0 ? 0 : (n + d - 1) / d; }  // at least 0
 
 // Of `size` rows, those under the windows `out`.
 CCT_INLINE Range rows_under(Range out, int64_t kernel, int64_t stride, int64_t padding, int64_t size) {
@@ -518,17 +581,6 @@ namespace cct {
 namespace {
 
 constexpr const char* kOp = "conv_tokenizer";
-constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix may take of the second-level cache
-
-int64_t divide_up(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
-// Shares of an image, at least `n` and at most its `rows`, so that a small batch divides evenly among the threads.
-int64_t balanced_shares(int64_t B, int64_t n, int64_t rows) {
-  const int64_t threads = at::get_num_threads(), limit = std::min(rows, n + threads);
-  for (; n < limit && B * n < 8 * threads && B * n % threads; ++n) {
-  }
-  return std::min(n, rows);
-}
 
 void check_ints(const char* name, at::IntArrayRef values, size_t count, int64_t least) {
   TORCH_CHECK_VALUE(values.size() == count, kOp, ": ", name, " has ", values.size(), " values; expected ", count);
@@ -547,8 +599,8 @@ int64_t output_size(const char* what, int64_t size, int64_t kernel, int64_t stri
 struct ConvCall {
   ConvArgs a{};
   at::Tensor x, packed, bias;
-  int64_t B, bytes_per;  // of an element in the products
-  bool channels_last;    // strides of x
+  int64_t B;
+  bool channels_last;  // strides of x
 
   ConvCall(const at::Tensor& x_in, const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding, bool relu,
            at::IntArrayRef pool, at::ScalarType compute) {
@@ -588,15 +640,11 @@ struct ConvCall {
     a.relu = relu;
     a.x_bf16 = x_in.scalar_type() == at::kBFloat16;
     a.bf16 = bf16_products(compute);
-    bytes_per = a.bf16 ? 2 : 4;
     channels_last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
     x = channels_last ? x_in : x_in.contiguous();
     a.channels_last = channels_last || a.Cin == 1;
     a.x = x.const_data_ptr();
   }
-
-  int64_t pool_span(int64_t rows) const { return std::min(a.Hc, (rows - 1) * a.pool.sh + a.pool.kh); }
-  int64_t conv_span(int64_t rows) const { return std::min(a.H, (rows - 1) * a.conv.sh + a.conv.kh); }
 };
 
 std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, const at::Tensor& weight,
@@ -618,20 +666,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   a.out = out.data_ptr();
   a.winner = keep && choice ? winner.data_ptr<uint8_t>() : nullptr;
 
-  a.Kp = divide_up(a.K, 32) * 32;
-  const int64_t fit = kBudget / ((a.Kp + 64) * call.bytes_per) / a.Wc;  // convolved rows
-  const int64_t rows = std::max<int64_t>(8, fit < a.pool.kh ? 0 : (fit - a.pool.kh) / a.pool.sh + 1);
-  a.bands = balanced_shares(B, divide_up(a.Ho, rows), a.Ho);
-  const int64_t height = call.pool_span(divide_up(a.Ho, a.bands));
-  a.band_pixels = height * a.Wc;
-  a.image_size = call.conv_span(height) * a.W * a.Cin;
-  a.block = divide_up(a.band_pixels, 32) * 32;
-  a.group = 1;
-  if (a.block * a.Kp * call.bytes_per > 2 * kBudget) {  // all panels for one im2col matrix after the other
-    a.block = std::max<int64_t>(32, kBudget / (a.Kp * call.bytes_per) / 32 * 32);
-    a.group = a.Cp / 64;
-  }
-  const int64_t bytes = scratch_bytes({a.image_size, (a.block + 32) * a.Kp, a.band_pixels * a.group * 64});
+  const int64_t bytes = plan_forward(a, B, at::get_num_threads());
   for_slices(B * a.bands, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(conv_tokenizer_forward_bands, a, first, last, thread_scratch(bytes));
   });
@@ -645,7 +680,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
                                                                        std::array<bool, 3> output_mask) {
   ConvCall call(x, weight, stride, padding, relu, pool, compute);
   ConvArgs& a = call.a;
-  const int64_t B = call.B, run = a.conv.kw * a.Cin;
+  const int64_t B = call.B;
   const auto [need_x, need_weight, need_bias] = output_mask;
   const bool choice = relu || a.pool.kh * a.pool.kw > 1;
   check_tensor(kOp, "dout", dout_in, {B, a.Ho * a.Wo, a.C}, x.scalar_type());
@@ -661,26 +696,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
     a.weight_back = call.packed.const_data_ptr();
     a.dx = dx.data_ptr();
   }
-  // parts: a row's share of dconv and dx
-  const int64_t halo = need_x ? (a.conv.kh - 1) / a.conv.sh : 0;
-  const int64_t row_bytes = a.Wc * a.Cp * call.bytes_per + (need_x ? std::min(a.H, a.conv.sh) * a.W * a.Cin * 4 : 0);
-  const int64_t rows = std::max({int64_t(1), 4 * halo, 2 * kBudget / row_bytes});
-  a.parts = balanced_shares(std::max<int64_t>(B, 1), divide_up(a.Hc, rows), a.Hc);
-  const int64_t own = divide_up(a.Hc, a.parts);
-  a.part_pixels = std::min(a.Hc, own + halo) * a.Wc;
-  a.image_size = call.conv_span(own) * a.W * a.Cin;
-  a.dx_size = need_x ? std::min(a.H, own * a.conv.sh + a.conv.kh) * a.W * a.Cin : 0;
-  a.chunk = std::clamp<int64_t>(640 / run, 1, a.conv.kh);
-  a.columns = round_up64(a.chunk * run);
-  a.block = std::clamp<int64_t>(kBudget / (a.columns * call.bytes_per) / 32 * 32, 32, 512);
-  a.transpose_columns = a.K <= a.C;
-
-  const int64_t stride_w = a.transpose_columns ? a.Cp : round_up64(a.K) + 64;  // chunks end in whole panels
-  const int64_t dw = need_weight ? (a.transpose_columns ? a.K : a.C) * stride_w : 0, threads = at::get_num_threads();
+  const int64_t threads = at::get_num_threads(), bytes = plan_backward(a, B, threads), stride_w = weight_gradient_stride(a);
+  const int64_t dw = need_weight ? weight_gradient_rows(a) * stride_w : 0;
   at::Tensor sums = at::zeros({threads, dw + a.Cp}, x.options().dtype(at::kFloat));
-  const int64_t matrix = (a.block + 32) * std::max(a.columns, a.Cp);
-  const int64_t bytes = scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, matrix,
-                                       std::max(matrix, (a.part_pixels + 32) * a.Cp), matrix, a.block * 64, a.dx_size});
   for_slices(B * a.parts, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const ConvGradients g{need_weight ? s : nullptr, need_bias ? s + dw : nullptr, stride_w};

@@ -8,6 +8,7 @@
 
 #include "dropout.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace cct {
 
@@ -40,6 +41,39 @@ struct AttentionGradients {  // sums of one thread, zero at first
 };
 
 constexpr int64_t kAttentionRows = 128;
+
+[[maybe_unused]] static int64_t attention_forward_scratch(const AttentionArgs& a) {  // of any of the three forward passes
+  return scratch_bytes({larger(kAttentionRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+}
+[[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
+  const int64_t image = a.Nr * a.Cp, head = a.Np * a.hdp, block = 32 * a.Np;
+  return scratch_bytes({image,
+                        image,
+                        a.heads * a.Nr * a.hdp,
+                        a.Nr * a.Qp,
+                        image,
+                        image,
+                        a.Nr * larger(a.Cp, a.hdp),
+                        a.Nr * 64,
+                        image,
+                        a.Qp,
+                        a.Cp,
+                        2 * a.Cp + a.Qp,
+                        head,
+                        head,
+                        head,
+                        head,
+                        head,
+                        a.Nr * a.Np,
+                        block,
+                        block,
+                        a.Np,
+                        a.Np,
+                        a.Np,
+                        32 * 64,
+                        32 * 64,
+                        a.Np * a.Np / 4});
+}
 
 CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
                                     char* scratch))
@@ -546,8 +580,7 @@ struct AttentionCall {
 void forward(const AttentionCall& call, bool keep) {
   const AttentionArgs& a = call.a;
   const int64_t threads = at::get_num_threads(), whole = call.B / threads * threads;
-  const int64_t bytes =
-      scratch_bytes({std::max(kAttentionRows * a.Cp, a.Np * a.hdp), std::max(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+  const int64_t bytes = attention_forward_scratch(a);
   for_slices(whole, [&](int64_t first, int64_t last, int64_t s) {
     char* scratch = thread_scratch(bytes);
     for (int64_t b = first; b < last; ++b) {
@@ -643,33 +676,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp, threads = std::max<int64_t>(1, std::min<int64_t>(B, at::get_num_threads()));
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
   at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
-  const int64_t image = a.Nr * Cp, head = a.Np * a.hdp;
-  const int64_t bytes = scratch_bytes({image,
-                                       image,
-                                       a.heads * a.Nr * a.hdp,
-                                       a.Nr * Qp,
-                                       image,
-                                       image,
-                                       a.Nr * std::max(Cp, a.hdp),
-                                       a.Nr * 64,
-                                       image,
-                                       Qp,
-                                       Cp,
-                                       2 * Cp + Qp,
-                                       head,
-                                       head,
-                                       head,
-                                       head,
-                                       head,
-                                       a.Nr * a.Np,
-                                       32 * a.Np,
-                                       32 * a.Np,
-                                       a.Np,
-                                       a.Np,
-                                       a.Np,
-                                       32 * 64,
-                                       32 * 64,
-                                       a.Np * a.Np / 4});
+  const int64_t bytes = attention_backward_scratch(a);
   for_slices(B, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     float* biases = s + dwqkv + dwproj;

@@ -9,6 +9,7 @@
 
 #include "dropout.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace cct {
 
@@ -38,6 +39,14 @@ struct MlpGradients {
 };
 
 constexpr int64_t kMlpRows = 128, kMlpTokens = 256;  // rows of a block, forward and backward
+
+[[maybe_unused]] static int64_t mlp_forward_scratch(const MlpArgs& a) {
+  return scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
+}
+[[maybe_unused]] static int64_t mlp_backward_scratch(const MlpArgs& a) {
+  const int64_t row = kMlpTokens * a.Cp, panel = kMlpTokens * 64;
+  return scratch_bytes({row, row, row, row, row, kMlpTokens * a.Fp, panel, panel, panel, panel, row, a.Cp, a.Cp, 2 * a.Cp});
+}
 
 CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
 CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g,
@@ -297,7 +306,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
-  const int64_t bytes = scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
+  const int64_t bytes = mlp_forward_scratch(a);
   constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
   for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
@@ -332,9 +341,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const auto f32 = x.options().dtype(at::kFloat);
   const int64_t dw = need_weights ? Cp * Fp : 0;
   at::Tensor sums = at::zeros({threads, 2 * dw + Fp + 3 * Cp}, f32);
-  constexpr int64_t kT = kMlpTokens;
-  const int64_t bytes = scratch_bytes(
-      {kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Cp, kT * Fp, kT * 64, kT * 64, kT * 64, kT * 64, kT * Cp, Cp, Cp, 2 * Cp});
+  const int64_t bytes = mlp_backward_scratch(a);
   constexpr int64_t kUnit = 32;
   for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);

@@ -15,13 +15,12 @@
 #include "dropout.h"
 #include "isa.h"
 #include "pool.h"
+#include "scratch.h"
 #include "weights.h"
 
 namespace cct {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-inline int64_t round_up64(int64_t n) { return (n + 63) / 64 * 64; }
 
 // f(first, last, slot) over `items` in at most one contiguous slice for each thread: the slices, and so every sum made over
 // one, are the same from run to run for a given number of threads.
@@ -48,13 +47,6 @@ inline char* thread_scratch(size_t bytes) {
     TORCH_CHECK(memory, "cct_kernels: out of memory for ", size, " bytes of scratch");
   }
   return memory.get();
-}
-
-// Scratch for buffers of so many floats each, as `take` in simd.h deals it out.
-inline int64_t scratch_bytes(std::initializer_list<int64_t> floats) {
-  int64_t bytes = 0;
-  for (int64_t n : floats) bytes += (n * 4 + 4095) / 4096 * 4096 + 256;
-  return bytes;
 }
 
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
