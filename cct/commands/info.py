@@ -38,6 +38,7 @@ def _describe(name, sizes):
     parameters, macs = count_parameters(model), count_macs(model)
     tokens = model.classifier.positional_emb.shape[1] - model.classifier.leading_row
     words = f", {parameters.words:,} of them word vectors" if parameters.words else ""
+    words += f", {parameters.without_positional:,} without the positional embedding" if parameters.positional else ""
     print(f"{name}: {type(model).__name__}, {model.num_classes} classes")
     rows = [
         ("parameters", f"{parameters.total:,} ({parameters.total / 1e6:.2f} M), {parameters.trainable:,} trainable{words}"),
