@@ -19,8 +19,8 @@ import cct.data
 from cct.models import create_model
 from cct.models.checkpoints import load_checkpoint
 from cct.reports.curves import read_metrics
+from cct.training import objective, run_folder
 from cct.training import run as run_module
-from cct.training import run_folder
 from cct.training.config import ConfigError, resolve
 from cct.training.loop import resume, train
 from cct.training.metrics import best_row, summary
@@ -253,7 +253,7 @@ def test_never_overwrites(tmp_path, monkeypatch):
 
 def poison(step, value):
     """cross_entropy that gives `value` at one step of the run."""
-    calls, real = [], run_module.cross_entropy
+    calls, real = [], objective.cross_entropy
 
     def poisoned(logits, *args):
         calls.append(None)
@@ -264,7 +264,7 @@ def poison(step, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch, value):
-    monkeypatch.setattr(run_module, "cross_entropy", poison(STEPS + 2, value))
+    monkeypatch.setattr(objective, "cross_entropy", poison(STEPS + 2, value))
     with pytest.raises(RunError) as error:
         train(configure(tmp_path / "run", save_seconds=0), log=Quiet())
     text = str(error.value)

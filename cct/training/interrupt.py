@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -9,12 +10,13 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 class Interrupt:
     """Context manager: `signal` is None, or the signal that asked to stop.
 
-    A second signal acts as it would without this, so that a hanging run can be ended. Does nothing outside the main thread.
+    A second signal acts as it would without this, so that a hanging run can be ended; not in the first `patience` seconds:
+    torchrun passes on the Ctrl-C that its processes have had from the terminal. Does nothing outside the main thread.
     """
 
-    def __init__(self):
-        self.signal = None
-        self._before = {}
+    def __init__(self, patience=0.0):
+        self.signal, self.patience = None, patience
+        self._before, self._noted = {}, -float("inf")
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -25,8 +27,13 @@ class Interrupt:
         self._restore()
 
     def _note(self, number, frame):
-        self.signal = signal.Signals(number)
-        self._restore()
+        if self.signal is None:
+            self.signal, self._noted = signal.Signals(number), time.monotonic()
+            if self.patience == 0:
+                self._restore()
+        elif time.monotonic() - self._noted > self.patience:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self):
         for number, handler in self._before.items():

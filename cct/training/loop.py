@@ -2,45 +2,72 @@
 same bits.
 """
 
+import contextlib
 from pathlib import Path
+
+from rich.console import Console
 
 from . import run_folder
 from .config import ConfigError
+from .distributed import joined
 from .progress import Log
 from .run import Run
 from .setup import prepare
 
-MACHINE = ("data_dir", "device", "threads", "save_seconds")  # what a resumed run may be told anew
+# What a resumed run may be told anew. With another number of pieces in a batch dropout draws other masks.
+MACHINE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps")
 
 
 def train(config, *, log=None):
-    """Train as `config` says, in a new run folder.
+    """Train as `config` says, in a new run folder; under torchrun, with all its processes.
 
     Raises ConfigError or DataError for what cannot be used, RunError when the run cannot go on; the folder then holds the last
     good state. SIGINT and SIGTERM save and end the run early: see Result.exit_code.
     """
-    setup = prepare(config)
-    folder = run_folder.create(config.output, config.data, config.model)
-    run = Run(setup, folder, log or Log())
-    run_folder.write_config(folder, setup.config)
-    run.save()
-    return run.go()
+    with joined() as workers, contextlib.ExitStack() as stack:
+        folder = None
+        with workers.together():
+            setup = prepare(config, workers)
+            if workers.first:
+                folder = run_folder.create(config.output, config.data, config.model)
+                stack.enter_context(run_folder.locked(folder))
+                run_folder.write_config(folder, setup.config)
+        run = Run(setup, workers.share(folder), log or _log(workers), workers)
+        run.save()
+        return run.go()
 
 
 def resume(folder, overrides=None, *, log=None):
-    """Go on with the run in `folder`, to the same bits as without the stop. overrides: new values for fields in MACHINE."""
+    """Go on with the run in `folder`, to the same bits as without the stop. overrides: new values for fields in MACHINE.
+
+    With another number of processes the batches stay the same, and so does their loss, up to rounding.
+    """
     overrides = overrides or {}
     if fixed := sorted(set(overrides) - set(MACHINE)):
         raise ConfigError(
             f"--resume goes on with the configuration of the run; {', '.join(fixed)} cannot change. "
             f"For a new run from its weights: --pretrained {Path(folder) / 'last.safetensors'}"
         )
-    log = log or Log()
-    state, note = run_folder.load_state(folder)
-    setup = prepare(run_folder.restored_config(state, overrides), pretrained=False)
-    run = Run(setup, Path(folder), log)
-    run.load(state)
-    run.write_metrics()  # the run may have been killed just before it did
-    if note:
-        log.line(note)
-    return run.go()
+    with joined() as workers, contextlib.ExitStack() as stack:
+        state = note = None
+        with workers.together():
+            if workers.first:
+                run_folder.expect_run(folder)
+                stack.enter_context(run_folder.locked(folder))
+                state, note = run_folder.load_state(folder)
+        state, note = workers.share((state, note))
+        if state["workers"] != workers.count:
+            overrides = {"threads": None, **overrides}  # the cores are shared out anew
+        log = log or _log(workers)
+        with workers.together():
+            setup = prepare(run_folder.restored_config(state, overrides), workers, pretrained=False)
+            run = Run(setup, Path(folder), log, workers)
+            run.load(state)
+        run.write_metrics()  # the run may have been killed just before it did
+        if note:
+            log.line(note)
+        return run.go()
+
+
+def _log(workers):
+    return Log(Console(quiet=not workers.first, highlight=False))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cct.models.checkpoints import write_atomically
 
+from .elapsed import clock
+
 
 def write_metrics(folder, rows):
     """Write all rows (dicts with equal keys) to metrics.csv and metrics.jsonl.
@@ -24,18 +26,40 @@ def write_metrics(folder, rows):
         write_atomically(Path(folder) / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
+def evaluated(rows, split):
+    """The rows of epochs after which the model was evaluated; the others hold None on `split` ("test" or "val")."""
+    return [row for row in rows if row[f"{split}_top1"] is not None]
+
+
 def best_row(rows, split):
-    """The first row with the highest accuracy on `split` ("test" or "val"), or None."""
-    return max(rows, key=lambda row: row[f"{split}_top1"], default=None)
+    """The first row with the highest accuracy on `split`, or None."""
+    return max(evaluated(rows, split), key=lambda row: row[f"{split}_top1"], default=None)
 
 
-def summary(rows, data, split):
-    """The plain sentence about a run: 'digits test top-1 98.33 % (epoch 30, best 98.61 % at epoch 27)'."""
-    last, best = rows[-1], best_row(rows, split)
+def reached(row, split, target):
+    """(accuracy, which weights) of the row when it is at least `target` percent, else None; the better of model and average."""
+    kinds = {"": row[f"{split}_top1"], " of the moving average": row.get("ema_top1")}
+    top1, kind = max((value, kind) for kind, value in kinds.items() if value is not None)
+    return (top1, kind) if target is not None and 100 * top1 >= target else None
+
+
+def summary(rows, data, split, target=None):
+    """The plain sentence about a run: 'digits test top-1 98.33 % (epoch 30, best 98.61 % at epoch 27)'.
+
+    Of a run with a target, in percent: '80.12 % test top-1 after 3:41 from process start (digits, epoch 7)', if it got there.
+    """
+    last, best = evaluated(rows, split)[-1], best_row(rows, split)
+    if hit := reached(last, split, target):
+        top1, kind = hit
+        return (
+            f"{percent(top1)} {split} top-1{kind} after {clock(last['seconds_from_start'])} from process start "
+            f"({data}, epoch {last['epoch']})"
+        )
+    missed = "" if target is None else f"; the target of {target:g} % was not reached"
     ema = f", moving average {percent(last['ema_top1'])}" if "ema_top1" in last else ""
     return (
         f"{data} {split} top-1 {percent(last[f'{split}_top1'])} "
-        f"(epoch {last['epoch']}, best {percent(best[f'{split}_top1'])} at epoch {best['epoch']}{ema})"
+        f"(epoch {last['epoch']}, best {percent(best[f'{split}_top1'])} at epoch {best['epoch']}{ema}){missed}"
     )
 
 

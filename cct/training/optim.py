@@ -1,4 +1,4 @@
-"""Optimizer, weight-decay groups and the moving average of the weights."""
+"""Optimizer, weight-decay groups, gradient clipping and the moving average of the weights."""
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,6 +33,39 @@ def set_learning_rate(optimizer, lr):
         group["lr"] = lr
 
 
-def make_ema(model, decay):
-    """A copy of the model whose weights are e <- decay e + (1 - decay) w after each `update_parameters`, buffers included."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+def clip_gradients(model, limit, mode):
+    """Clip the gradients of `model` in place.
+
+    norm: g <- g min(1, limit / ||all g||). value: each element into [-limit, limit]. agc: for each row i of each parameter
+    (its first dimension; the whole of a one-dimensional one), g_i <- g_i min(1, limit max(||w_i||, 1e-3) / ||g_i||), the
+    head left as it is: Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", section 4.1.
+    """
+    if mode == "norm":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    elif mode == "value":
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+    else:
+        head = {id(parameter) for parameter in model.get_classifier().parameters()}
+        for parameter in model.parameters():
+            if parameter.grad is not None and id(parameter) not in head:
+                allowed = limit * _row_norms(parameter.detach()).clamp_(min=1e-3)
+                parameter.grad.mul_((allowed / _row_norms(parameter.grad).clamp_(min=1e-6)).clamp_(max=1.0))
+
+
+def _row_norms(tensor):
+    """L2 norm of each row, with the dimensions kept; of a vector as a whole."""
+    dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
+    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+
+
+def make_ema(model, decay, warmup=False):
+    """A copy of the model whose weights are e <- d e + (1 - d) w after each `update_parameters`, buffers included.
+
+    d = decay; with warmup min(decay, (1 + t) / (10 + t)) at update t = 1, 2, ...; update 0 copies the weights.
+    """
+
+    def average(averaged, current, t):
+        d = min(decay, (1 + int(t)) / (10 + int(t))) if warmup else decay
+        get_ema_multi_avg_fn(d)(averaged, current, t)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

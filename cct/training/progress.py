@@ -44,12 +44,13 @@ class Log:
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}/{epochs}", rate=rate)
 
     def epoch(self, row, epochs, split, best):
-        """The line of a finished epoch."""
+        """The line of a finished epoch; accuracies that were not measured after it are left out."""
         width = len(str(epochs))
-        ema = f"  ema {percent(row['ema_top1']):>8}" if "ema_top1" in row else ""
+        names = ("train", split, "ema")
+        values = {name: row.get(f"{name}_top1") for name in names}
+        accuracies = "".join(f"  {name} {percent(value):>8}" for name, value in values.items() if value is not None)
         self.line(
-            f"epoch {row['epoch']:>{width}}/{epochs}  lr {row['lr']:.2e}  loss {row['train_loss']:.4f}  "
-            f"train {percent(row['train_top1']):>8}  {split} {percent(row[f'{split}_top1']):>8}{ema}  "
+            f"epoch {row['epoch']:>{width}}/{epochs}  lr {row['lr']:.2e}  loss {row['train_loss']:.4f}{accuracies}  "
             f"{row['images_per_second']:>7,.0f} img/s  {row['seconds']:.1f} s{'  best' if best else ''}"
         )
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from pathlib import Path
+from signal import Signals
 
 import torch
 
@@ -13,18 +14,20 @@ from cct.reports.curves import draw_curve
 
 from . import metrics, run_folder
 from .config import ConfigError
-from .evaluate import autocast, evaluate
+from .distributed import Workers
+from .elapsed import process_seconds
+from .evaluate import evaluate
 from .interrupt import EXIT_CODES, Interrupt
-from .losses import cross_entropy
-from .metrics import best_row, percent, summary
-from .optim import make_ema, make_optimizer, set_learning_rate
+from .metrics import best_row, percent, reached, summary
 from .run_folder import RunError, saving
 from .schedules import learning_rate, total_epochs
 from .setup import describe
+from .step import Step
 
 CURVE_SECONDS = 60.0  # between two drawings of curve.png during a run
 LOSSES_HELD = 16  # losses on a GPU are looked at in groups of this many: a look waits for the device
-POSITION = ("epoch", "step", "seen", "seconds", "loss_sum", "correct")  # of a run, beside weights and rows
+ECHO_SECONDS = 3.0  # in which torchrun passes on a signal that its processes have had already
+POSITION = ("epoch", "step", "seen", "seconds", "sums")  # of a run, beside weights and rows
 
 
 @dataclasses.dataclass
@@ -38,44 +41,54 @@ class Result:
 
 
 class Run:
-    """A run: model, optimizer, position, rows of metrics. `go` trains to the end or to a signal, and says how it goes."""
+    """A run: `Step`, position, rows of metrics. `go` trains to the end or to a signal, and says how it goes.
 
-    def __init__(self, setup, folder, log):
+    With several workers all of them go through the same steps; the first one writes the folder and the log.
+    """
+
+    def __init__(self, setup, folder, log, workers=None):
         self.setup, self.config, self.data, self.device = setup, setup.config, setup.data, setup.device
-        self.folder, self.log, self.model = folder, log, setup.model
-        self.optimizer = make_optimizer(self.model, self.config)
-        self.ema = make_ema(self.model, self.config.model_ema_decay) if self.config.model_ema else None
+        self.folder, self.log, self.model, self.workers = folder, log, setup.model, workers or Workers()
+        self.stepper = Step(self.model, setup.objective, self.config, self.device, self.workers)
+        self.ema = self.stepper.ema
         self.train_split = self.data.train.to(self.device)
         self.split = "test" if self.data.val is None else "val"
         self.held_out = getattr(self.data, self.split).to(self.device)
         self.epochs = total_epochs(self.config)
         self.steps = batches.num_batches(len(self.data.train), self.config.batch_size)
-        self.epoch, self.rows = 0, []
+        self.epoch, self.rows, self.seconds_before = 0, [], 0.0
         self._begin_epoch()
         self.saved_at = self.drawn_at = time.monotonic()
 
     def _begin_epoch(self):
         self.step, self.seen, self.seconds, self.losses = 0, 0, 0.0, []
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.sums = torch.zeros(len(self.setup.objective.names), dtype=torch.float64, device=self.device)
+
+    @property
+    def seconds_from_start(self):
+        """Wall clock from process start, of all the processes one after the other that this run took."""
+        return self.seconds_before + process_seconds()
 
     def go(self):
-        """Train to the end or to a signal; draw the curve and say how it went."""
-        for line in describe(self.setup, self.folder, self.steps, self.epochs):
+        """Train to the end, to the target accuracy or to a signal; draw the curve and say how it went."""
+        for line in describe(self.setup, self.folder, self.steps, self.epochs, self.workers):
             self.log.line(line)
         if self.epoch or self.step:
             self.log.line(f"resumed  after epoch {self.epoch}, step {self.step} of {self.steps}")
-        with Interrupt() as interrupt:
+        advice = f"Go on with: cct train --resume {self.folder} (the last save is whole)"
+        with self.workers.watch(advice), Interrupt(ECHO_SECONDS if self.workers.count > 1 else 0.0) as interrupt:
+            signal = None
             self.log.start(self.epoch * self.steps + self.step, self.epochs * self.steps, self.config.batch_size)
             try:
-                while self.epoch < self.epochs and interrupt.signal is None:
-                    self._train_epoch(interrupt)
+                while self.epoch < self.epochs and not self._reached() and signal is None:
+                    signal = self._train_epoch(interrupt)
             finally:
                 self.log.stop()
-        self._draw()
-        return self._finished() if self.epoch == self.epochs else self._interrupted(interrupt.signal)
+            self._draw()
+            return self._finished() if signal is None else self._interrupted(signal)
 
     def _train_epoch(self, interrupt):
+        """Train to the end of the epoch, or to a signal, which is returned."""
         config = self.config
         stream = batches.epoch(
             self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
@@ -83,40 +96,35 @@ class Run:
         )  # fmt: skip
         self.model.train()
         began = time.perf_counter() - self.seconds
-        for images, labels in stream:
-            self._train_step(images, labels)
+        for images, targets in stream:
+            self._train_step(images, targets)
             self.seconds = time.perf_counter() - began
             self.log.step(self.epoch + 1, self.epochs)
-            if interrupt.signal is not None or time.monotonic() - self.saved_at >= config.save_seconds:
+            late = time.monotonic() - self.saved_at >= config.save_seconds
+            signal, late = self.workers.greatest(interrupt.signal or 0, late)
+            if signal or late:
                 self.save()
-            if interrupt.signal is not None:
-                return
+            if signal:
+                return Signals(signal)
         self._end_epoch()
+        return None
 
-    def _train_step(self, images, labels):
-        config = self.config
-        set_learning_rate(self.optimizer, learning_rate(config, self.epoch + self.step / self.steps))
-        with autocast(self.device, config.amp):
-            logits = self.model(images)
-        loss = cross_entropy(logits, labels, config.smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._note(loss.detach(), logits.detach(), labels)
-        if config.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
+    def _train_step(self, images, targets):
+        means = self.stepper.gradients(images, targets, self.epoch, self.step)
+        self._note(means, len(targets))
+        self.stepper.update(self._learning_rate(self.step))
         self.step += 1
 
-    def _note(self, loss, logits, labels):
+    def _learning_rate(self, step):
+        return learning_rate(self.config, self.epoch + step / self.steps)
+
+    def _note(self, means, n):
         """Count the step; a loss that is not finite ends the run before it reaches the weights (on a GPU: before a file)."""
-        self.losses.append((self.step, loss))
+        self.losses.append((self.step, means[0]))
         if self.device.type == "cpu" or len(self.losses) >= LOSSES_HELD:
             self._check_losses()
-        self.loss_sum += loss.double() * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.seen += len(labels)
+        self.sums += means * n
+        self.seen += n
 
     def _check_losses(self):
         held, self.losses = self.losses, []
@@ -126,53 +134,60 @@ class Run:
                 self._diverged(f"the loss is {value}", step)
 
     def _diverged(self, what, step):
-        lr = learning_rate(self.config, self.epoch + step / self.steps)
-        raise RunError(
-            f"{what} at step {step + 1} of {self.steps} in epoch {self.epoch + 1}, learning rate {lr:.2e}. "
-            f"Try --lr {self.config.lr / 3:.1e}, more --warmup-epochs or --clip-grad 1. "
-            f"Nothing was overwritten: what {self.folder} holds is from before."
-        )
+        with self.workers.together():
+            raise RunError(
+                f"{what} at step {step + 1} of {self.steps} in epoch {self.epoch + 1}, "
+                f"learning rate {self._learning_rate(step):.2e}. "
+                f"Try --lr {self.config.lr / 3:.1e}, more --warmup-epochs or --clip-grad 1. "
+                f"Nothing was overwritten: what {self.folder} holds is from before."
+            )
 
     def _end_epoch(self):
-        row = self._row()
         self._check_losses()
-        if not all(math.isfinite(row[key]) for key in row if key.endswith("_loss")):
+        due = self.epoch + 1 == self.epochs or (self.epoch + 1) % self.config.eval_every == 0
+        row = self._row(due)
+        if not all(math.isfinite(row[key]) for key in row if key.endswith("_loss") and row[key] is not None):
             self._diverged(f"the {self.split} loss is not finite", self.steps - 1)
         self.rows.append(row)
         best = best_row(self.rows, self.split) is row
-        with saving(self.folder):
-            if best:
-                self._save_weights("best", self.model, row)
-            if self.ema is not None:
-                self._save_weights("ema", self.ema.module, row)
-            self._save_weights("last", self.model, row)
+        if due:
+            self._save_weights(row, best)
         self.epoch += 1
         self._begin_epoch()
-        self.save()
-        self.write_metrics()
+        if due:
+            self.save()
+            self.write_metrics()
         self.log.epoch(row, self.epochs, self.split, best)
-        if time.monotonic() - self.drawn_at >= CURVE_SECONDS:
+        (late,) = self.workers.greatest(time.monotonic() - self.drawn_at >= CURVE_SECONDS)
+        if late:
             self._draw()
 
-    def _row(self):
+    def _row(self, due):
+        """The metrics of the epoch; those of the evaluation are None unless it is `due`."""
         began = time.perf_counter()
-        row = {
-            "epoch": self.epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": self.loss_sum.item() / self.seen,
-            "train_top1": self.correct.item() / self.seen,
-        }
+        row = {"epoch": self.epoch + 1, "lr": self._learning_rate(self.steps - 1)}
+        means = (self.sums / self.seen).tolist()
+        row |= {f"train_{name}": mean for name, mean in zip(self.setup.objective.names, means, strict=True)}
         for name, model in ((self.split, self.model), ("ema", self.ema)):
             if model is not None:
-                result = self.evaluate(model)
-                row |= {f"{name}_{key}": result[key] for key in ("loss", "top1", "top5")}
+                result = self.evaluate(model) if due else {}
+                row |= {f"{name}_{key}": result.get(key) for key in ("loss", "top1", "top5")}
         seconds = self.seconds + time.perf_counter() - began
-        return {**row, "images_per_second": self.seen / self.seconds, "seconds": seconds}
+        rate = self.seen / self.seconds
+        return {**row, "images_per_second": rate, "seconds": seconds, "seconds_from_start": self.seconds_from_start}
+
+    def _reached(self):
+        """What `metrics.reached` says of the last evaluation."""
+        rows = metrics.evaluated(self.rows, self.split)
+        return reached(rows[-1], self.split, self.config.target_top1) if rows else None
 
     def evaluate(self, model, split=None):
         """`evaluate` on the held-out split, or another one, as this run is set up."""
         split = self.held_out if split is None else split
-        return evaluate(model, split, mean=self.data.mean, std=self.data.std, device=self.device, amp=self.config.amp)
+        return evaluate(
+            model, split, mean=self.data.mean, std=self.data.std, device=self.device, amp=self.config.amp, tta=self.config.tta,
+            workers=self.workers,
+        )  # fmt: skip
 
     # Saving
 
@@ -181,26 +196,30 @@ class Run:
         self._check_losses()
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             self._diverged("a weight is not finite", max(self.step - 1, 0))
-        with saving(self.folder):
-            run_folder.save_state(self.folder, self._state())
+        self._write(lambda: run_folder.save_state(self.folder, self._state()))
         self.saved_at = time.monotonic()
 
     def write_metrics(self):
-        with saving(self.folder):
-            metrics.write_metrics(self.folder, self.rows)
+        """metrics.csv and metrics.jsonl of the epochs so far."""
+        self._write(lambda: metrics.write_metrics(self.folder, self.rows))
+
+    def _write(self, write):
+        """Call `write` in the first worker; where it fails, all of them end."""
+        with self.workers.together():
+            if self.workers.first:
+                with saving(self.folder):
+                    write()
 
     def _state(self):
         return {
             "config": dataclasses.asdict(self.config),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            **self.stepper.state_dict(),
             "rows": self.rows,
             "images": len(self.data.train),
             "classes": list(self.data.classes),
+            "workers": self.workers.count,
+            "seconds_from_start": self.seconds_from_start,
             **{name: getattr(self, name) for name in POSITION},
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load(self, state):
@@ -209,19 +228,13 @@ class Run:
             then = f"{state['images']:,} training images of {len(state['classes'])} classes"
             now = f"{len(self.data.train):,} of {self.data.num_classes}, or other names"
             raise ConfigError(f"--resume {self.folder}: it began with {then}, but {self.data.source} has {now}; see --data-dir")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.rows = state["rows"]
+        self.stepper.load_state_dict(state)
+        self.rows, self.seconds_before = state["rows"], state["seconds_from_start"]
         for name in POSITION:
             value = state[name]
             setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
 
-    def _save_weights(self, name, model, row):
+    def _save_weights(self, row, best):
         config = {
             "model": self.model.config,
             "preprocessing": self.data.preprocessing,
@@ -229,7 +242,17 @@ class Run:
             "metrics": row,
             "data": {"name": self.config.data, "source": self.data.source, "split": self.data.split},
         }
-        save_checkpoint(self.folder / f"{name}.safetensors", model.state_dict(), config)
+        models = {"last": self.model}
+        if best:
+            models["best"] = self.model
+        if self.ema is not None:
+            models["ema"] = self.ema.module
+
+        def write():
+            for name, model in models.items():
+                save_checkpoint(self.folder / f"{name}.safetensors", model.state_dict(), config)
+
+        self._write(write)
 
     # Ending
 
@@ -237,8 +260,7 @@ class Run:
         if self.rows:
             title = f"{self.config.model} on {self.data.name}"
             note = f"train: with label smoothing {self.config.smoothing:g}" if self.config.smoothing else ""
-            with saving(self.folder):
-                draw_curve(self.rows, self.folder / "curve.png", title, note)
+            self._write(lambda: draw_curve(self.rows, self.folder / "curve.png", title, note))
         self.drawn_at = time.monotonic()
 
     def _interrupted(self, signal):
@@ -250,10 +272,10 @@ class Run:
         return Result(self.folder, self.rows, sentence, EXIT_CODES[signal])
 
     def _finished(self):
-        sentence = summary(self.rows, self.config.data, self.split)
+        sentence = summary(self.rows, self.config.data, self.split, self.config.target_top1)
         if self.split == "val":
-            weights, _ = load_checkpoint(self.folder / "best.safetensors")
-            self.model.load_state_dict(weights)
+            best = load_checkpoint(self.folder / "best.safetensors")[0] if self.workers.first else None
+            self.model.load_state_dict(self.workers.share(best))
             sentence += f"; its test top-1 {percent(self.evaluate(self.model, self.data.test)['top1'])}"
         self.log.line(sentence)
         self.log.line(f"run folder: {self.folder}")

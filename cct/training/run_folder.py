@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import fcntl
 import itertools
 import os
 import pickle
+import socket
 from io import BytesIO
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from cct.models.checkpoints import write_atomically
 
 from .config import Config, ConfigError
 
-STATE, PREVIOUS = "resume.pt", "resume.previous.pt"
-FORMAT = 1  # of the resume state
+STATE, PREVIOUS, LOCK = "resume.pt", "resume.previous.pt", "run.lock"
+FORMAT = 2  # of the resume state
 
 
 class RunError(RuntimeError):
@@ -49,6 +51,43 @@ def _make(folder, exist_ok=True):
             raise
         raise ConfigError(f"--output {folder}: cannot make this folder ({error.strerror}); choose another --output") from None
     return folder
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep every other process out of the run in `folder`; ConfigError when one is in it.
+
+    The lock is the kernel's, on run.lock, which names process and machine: it ends with its process, however that ends.
+    """
+    path = Path(folder) / LOCK
+    with saving(folder):
+        file = _lock(path)
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the folder is gone or cannot be written: the run says so itself
+                path.unlink()
+
+
+def _lock(path):
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (the lock lasts as long as it is open)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(f"{path.parent}: {owner} is training in this folder; wait for its end, or stop it") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # its owner took the file away between our opening and our locking it
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def write_config(folder, config):
@@ -96,17 +135,20 @@ def _keep(path, previous):
         os.replace(path, previous)
 
 
+def expect_run(folder):
+    """Raise ConfigError when this is not the folder of a run."""
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--resume {folder}: no such folder")
+    if not has_state(folder):
+        raise ConfigError(f"--resume {folder}: no {STATE} in it, so this is not the folder of a run")
+
+
 def load_state(folder):
     """The newest whole resume state of the folder: (state, note), note says that the previous one was taken, or is None.
 
     Raises ConfigError when there is none.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"--resume {folder}: no such folder")
-    if not has_state(folder):
-        raise ConfigError(f"--resume {folder}: no {STATE} in it, so this is not the folder of a run")
-    problems = []
+    folder, problems = Path(folder), []
     for path in (folder / STATE, folder / PREVIOUS):
         if not path.is_file():
             continue

@@ -1,6 +1,7 @@
-"""From a configuration to the things of a run: device, threads, data, model, augmentation."""
+"""From a configuration to the things of a run: device, threads, data, model, augmentation, objective."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from cct.models import create_model
 from cct.models.complexity import count_macs, count_parameters
 
 from .config import Config, ConfigError
+from .distributed import Workers
+from .objective import Classification
 from .schedules import warmup_epochs
 
 
@@ -23,23 +26,33 @@ class Setup:
     data: DataSet
     model: torch.nn.Module
     augment: Augment
+    objective: Classification
 
 
-def prepare(config, *, pretrained=True):
+def prepare(config, workers=None, *, pretrained=True):
     """Set threads and seed, read the data, make the model on its device. pretrained=False: the weights come from elsewhere.
 
+    workers: the `Workers` that share the run. A foreign model takes the place of `make_model`'s: it maps images to logits, and
+    has `config`, a dict that goes into the checkpoints, and `get_classifier`.
     Raises ConfigError or DataError.
     """
+    workers = workers or Workers()
     if config.model.startswith("text_"):
         raise ConfigError(f"model: {config.model} reads text; expected an image model, see `cct info`")
-    device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    data = cct.data.load(config.data, config.data_dir, img_size=config.img_size, val_split=config.val_split)
+    if config.batch_size < workers.count * config.accumulate_steps:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} images cannot be cut into {workers.count} x {config.accumulate_steps} pieces "
+            "(processes x accumulate_steps); raise --batch-size, which counts all processes together"
+        )
+    device = choose_device(config.device, workers)
+    if config.threads is not None or workers.count > 1:  # torchrun gives one thread, however many cores there are
+        torch.set_num_threads(config.threads or max(1, os.cpu_count() // workers.local_count))
+    with workers.first_here_first():
+        data = cct.data.load(config.data, config.data_dir, img_size=config.img_size, val_split=config.val_split)
     config = dataclasses.replace(
         config,
         data_dir=None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute()),
-        device=str(device),
+        device=str(device) if workers.count == 1 else device.type,
         threads=torch.get_num_threads(),
         warmup_epochs=warmup_epochs(config),
         crop_padding=data.augment.crop_padding if config.crop_padding is None else config.crop_padding,
@@ -50,21 +63,27 @@ def prepare(config, *, pretrained=True):
         config.model, pretrained=config.pretrained if pretrained else False, num_classes=data.num_classes,
         img_size=data.img_size, in_chans=data.channels, fused=config.fused, **config.model_kwargs,
     )  # fmt: skip
-    return Setup(config, device, data, model.to(device), Augment(crop_padding=config.crop_padding, flip=config.flip))
+    augment = Augment(crop_padding=config.crop_padding, flip=config.flip)
+    return Setup(config, device, data, model.to(device), augment, Classification(config.smoothing))
 
 
-def choose_device(name):
-    """'auto', 'cpu', 'cuda' or 'cuda:N' as a torch.device that is there; ConfigError when it is not."""
+def choose_device(name, workers=None):
+    """'auto', 'cpu', 'cuda' or 'cuda:N' as a torch.device that is there; ConfigError when it is not.
+
+    Of several workers on a machine each takes the GPU of its own number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
+    if device is not None and device.type == "cuda" and workers is not None and workers.count > 1:
+        device = torch.device("cuda", workers.local_rank)
     if device is None or device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name} is not here ({torch.cuda.device_count()} CUDA devices found); use --device cpu")
+        raise ConfigError(f"device: {device} is not here ({torch.cuda.device_count()} CUDA devices found); use --device cpu")
     return device
 
 
@@ -76,11 +95,16 @@ def make_model(name, **kwargs):
         raise ConfigError(str(error)) from error
 
 
-def describe(setup, folder, steps, epochs):
+def describe(setup, folder, steps, epochs, workers):
     """The lines that stand at the start of a run."""
     config, data, model = setup.config, setup.data, setup.model
     height, width = data.img_size
     held_out = f"{len(data.val):,} validation and " if data.val is not None else ""
+    pieces, processes = "", ""
+    if workers.count * config.accumulate_steps > 1:
+        pieces = f" ({workers.count} x {config.accumulate_steps} pieces)"
+    if workers.count > 1:
+        processes = f"{workers.count} processes, {workers.local_count} of them here, each on "
     decay = f"weight decay {config.weight_decay:g}" + (" on everything" if config.decay_all else "")
     return [
         f"data     {data.name}, {data.source}: {len(data.train):,} training, {held_out}{len(data.test):,} test images, "
@@ -89,10 +113,10 @@ def describe(setup, folder, steps, epochs):
         f"model    {config.model}: {count_parameters(model).total:,} parameters, "
         f"{count_macs(model).full / 1e9:.4g} G multiply-adds an image",
         f"train    {_count(epochs, 'epoch')} of {_count(steps, 'step')}, {_count(epochs * steps, 'step')} in all, "
-        f"effective batch {config.batch_size}, learning rate {config.lr:g} ({config.sched}, "
+        f"effective batch {config.batch_size}{pieces}, learning rate {config.lr:g} ({config.sched}, "
         f"{_count(config.warmup_epochs, 'epoch')} of warm-up), {config.opt}, {decay}, "
         f"seed {config.seed}",
-        f"machine  {device_name(setup.device)}, {'bfloat16 autocast' if config.amp == 'bf16' else 'float32'}",
+        f"machine  {processes}{device_name(setup.device)}, {'bfloat16 autocast' if config.amp == 'bf16' else 'float32'}",
         f"kernels  {kernels(model)}",
         f"run      {folder}",
     ]

@@ -1,0 +1,75 @@
+"""One optimizer step: the gradient of a batch that is worked on in pieces, clipping, update, moving average."""
+
+import contextlib
+import hashlib
+
+import torch
+
+from .evaluate import autocast
+from .optim import clip_gradients, make_ema, make_optimizer, set_learning_rate
+
+
+class Step:
+    """Model, optimizer and moving average of a run. `gradients`, then `update`.
+
+    A batch of n images is cut into P pieces, P = workers x accumulate_steps: piece p is images p n / P .. (p + 1) n / P - 1
+    (rounded down). A worker takes accumulate_steps neighbouring pieces, one after the other. The gradient is that of the mean
+    loss over all n images, whatever P is. Dropout and stochastic depth are a function of (seed, epoch, step, piece), so two
+    workers do bit for bit what one process does with twice the accumulate_steps, up to the order of a sum.
+    """
+
+    def __init__(self, model, objective, config, device, workers):
+        self.model, self.objective, self.config, self.device, self.workers = model, objective, config, device, workers
+        self.optimizer = make_optimizer(model, config)
+        self.ema = make_ema(model, config.model_ema_decay, config.model_ema_warmup) if config.model_ema else None
+        self.parallel = workers.parallel(model, device)
+
+    def gradients(self, images, targets, epoch, step):
+        """Leave the gradients of a whole batch in the parameters; returns its means, float64 (len(objective.names),)."""
+        n, accumulate = len(targets), self.config.accumulate_steps
+        pieces = self.workers.count * accumulate
+        self.optimizer.zero_grad(set_to_none=True)
+        means = torch.zeros(len(self.objective.names), dtype=torch.float64, device=self.device)
+        for i in range(accumulate):
+            piece = self.workers.rank * accumulate + i
+            start, stop = piece * n // pieces, (piece + 1) * n // pieces
+            share = (stop - start) / n
+            if start == stop:  # fewer images than pieces: any image with weight 0, since all workers must take part
+                start, stop = 0, 1
+            torch.manual_seed(_seed(self.config.seed, epoch, step, piece))
+            with self._averaging(last=i == accumulate - 1):
+                with autocast(self.device, self.config.amp):
+                    values = self.objective(self.parallel, images[start:stop], targets[start:stop], epoch)
+                (values[0] * (share * self.workers.count)).backward()  # the workers' gradients are averaged, not summed
+            means += share * torch.stack([value.detach().double() for value in values])
+        return self.workers.sum_(means)
+
+    def update(self, lr):
+        """Clip the gradients, move the weights at this learning rate, average them."""
+        if self.config.clip_grad is not None:
+            clip_gradients(self.model, self.config.clip_grad, self.config.clip_mode)
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def state_dict(self):
+        """Everything that later steps depend on."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
+        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+
+    def load_state_dict(self, state):
+        """Become what `state_dict` described."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def _averaging(self, last):
+        """Gradients travel between the workers with the last piece only."""
+        return contextlib.nullcontext() if last or self.workers.count == 1 else self.parallel.no_sync()
+
+
+def _seed(*position):
+    """A 64-bit seed from some integers."""
+    return int.from_bytes(hashlib.blake2b(repr(position).encode(), digest_size=8).digest(), "little")
