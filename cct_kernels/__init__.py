@@ -9,10 +9,21 @@
 
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import BackendError
+from .fuse import fuse, unfuse
 from .graphed import graphed
 from .layernorm_attention import layernorm_attention
 from .layernorm_mlp import layernorm_mlp
 from .seqpool import seqpool
 from .warmup import warmup
 
-__all__ = ["BackendError", "conv_tokenizer", "graphed", "layernorm_attention", "layernorm_mlp", "seqpool", "warmup"]
+__all__ = [
+    "BackendError",
+    "conv_tokenizer",
+    "fuse",
+    "graphed",
+    "layernorm_attention",
+    "layernorm_mlp",
+    "seqpool",
+    "unfuse",
+    "warmup",
+]

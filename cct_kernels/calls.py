@@ -16,5 +16,21 @@ def compute_dtype(x):
 
 
 def draw_seed(device):
-    """A fresh (seed, offset) from PyTorch's generator of the device, so that torch.manual_seed governs our masks too."""
+    """A fresh (seed, offset) from PyTorch's generator of the device, so that torch.manual_seed governs our masks too.
+
+    Inside a CUDA graph every replay draws anew: the generator of the device that is current at the capture belongs to the graph
+    (one made by the user does not, which is why none can be given).
+    """
     return torch.randint(0, 2**62, (2,), dtype=torch.int64, device=device)
+
+
+def draw_drop_path(x, rates):
+    """(L, 2, B) stochastic-depth factors for the samples of x (B, ...): 0 with probability rates[l], else 1 / (1 - rates[l]).
+
+    For the attention and the MLP of each of L blocks, in the dtype of x, from PyTorch's generator of its device.
+    """
+    factors = x.new_ones(len(rates), 2, x.shape[0])
+    for factor, rate in zip(factors, rates, strict=True):
+        if rate > 0.0:
+            factor.bernoulli_(1.0 - rate).div_(1.0 - rate)
+    return factors
