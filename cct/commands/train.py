@@ -4,6 +4,7 @@ import argparse
 
 import yaml
 
+from cct import recipes
 from cct.training import timm_keys
 from cct.training.config import FIELDS, KINDS, ConfigError, resolve
 from cct.training.defaults import DEFAULTS
@@ -15,7 +16,8 @@ examples:
   cct train                                          digits: real data inside the package, a minute on two cores
   cct train --data cifar10 --data-dir ~/data --epochs 5
   cct train ~/photos --model cct_4_3x2 --img-size 64 one sub-folder for each class
-  cct train -c recipe.yaml --lr 1e-3                 the file gives defaults, flags override
+  cct train -c cct_2_3x2-cifar10 --data-dir ~/data   a recipe of the paper, see `cct recipes`
+  cct train -c recipe.yaml --lr 1e-3                 the file gives defaults, flags override; keys are the flags with _ for -
   cct train --resume runs/digits-cct_2_3x2-2026-01-31-1
 
 The run folder holds config.yaml, metrics.csv, metrics.jsonl, curve.png, best.safetensors, last.safetensors (each with a .json
@@ -39,9 +41,9 @@ SECTIONS = {
 def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "train", run, "train a model and keep everything in a run folder", EPILOG + _defaults())
-    parser.usage = "cct train [DIR] [-c FILE.yaml] [--resume RUN] [flags]"
+    parser.usage = "cct train [DIR] [-c FILE|NAME] [--resume RUN] [flags]"
     parser.add_argument("folder", nargs="?", metavar="DIR", help="image folder to train on: --data folder --data-dir DIR")
-    parser.add_argument("-c", "--config", metavar="FILE", help="YAML file with defaults; keys are the flags with _ for -")
+    parser.add_argument("-c", "--config", metavar="FILE|NAME", help="YAML file with defaults, or a recipe (`cct recipes`)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     for name, field in FIELDS.items():
         if name in SECTIONS:
@@ -108,7 +110,7 @@ def run(args):
         from cct.training.loop import resume
 
         return resume(args.resume, flags).exit_code
-    config = resolve(flags, args.config)
+    config = resolve(flags, args.config and recipes.find(args.config))
     from cct.training.loop import train
 
     return train(config).exit_code

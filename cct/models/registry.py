@@ -9,7 +9,7 @@ from .checkpoints import load_checkpoint
 from .fitting import CheckpointError, load_weights, model_kwargs
 from .pretrained import RELEASED, resolve
 from .text import TextCCT, TextCVT, TextTransformerLite, TextViTLite
-from .vision import CCT, CVT, ViTLite
+from .vision import CCT, CVT, CCTClassToken, ViTLite
 
 _log = logging.getLogger("cct")
 
@@ -72,6 +72,8 @@ def _registry():
             models[f"{family}_{name}_32_sine"] = Entry(cls, kwargs | {"positional_embedding": "sine"})
         for layers in BACKBONES:  # generic builders: image 224, 1000 classes, kernel 3 or patch 4, all to be overridden
             models[f"{family}_{layers}"] = Entry(cls, _backbone(layers) | {"kernel_size": 3 if cls is CCT else 4})
+    for name in ("7_3x2", "7_7x1"):
+        models[f"cct_{name}_noseqpool"] = Entry(CCTClassToken, models[f"cct_{name}"].kwargs)
     for name, architecture, size, classes, embedding in CCT_LARGE:
         kwargs = {"img_size": size, "num_classes": classes, "positional_embedding": embedding}
         models[name] = Entry(CCT, _architecture(architecture) | kwargs)
@@ -88,7 +90,7 @@ def _registry():
 
 
 MODELS = _registry()
-CLASSES = {c.__name__: Entry(c) for c in (CCT, CVT, ViTLite, TextCCT, TextCVT, TextViTLite, TextTransformerLite)}
+CLASSES = {c.__name__: Entry(c) for c in (CCT, CCTClassToken, CVT, ViTLite, TextCCT, TextCVT, TextViTLite, TextTransformerLite)}
 
 
 def list_models(pattern=None):

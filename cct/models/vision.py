@@ -99,6 +99,12 @@ class CCT(VisionModel):
         super().__init__(tokenizer, fused)
 
 
+class CCTClassToken(CCT):
+    """CCT with a class token in place of SeqPool: the rows "noSeqPool" of the paper's Table 7. Arguments as `CCT`."""
+
+    seq_pool = False
+
+
 class PatchModel(VisionModel):
     """Patches of kernel_size x kernel_size pixels (also: patch_size) through one linear layer."""
 

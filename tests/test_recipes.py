@@ -1,0 +1,100 @@
+"""The recipes: every cell of the paper's vision tables has one, each resolves and builds the model of its row."""
+
+import pytest
+import torch
+
+from cct import recipes
+from cct.models import create_model
+from cct.models.complexity import count_parameters
+from cct.reports import paper
+from cct.training.config import ConfigError, resolve
+
+# The rows that no recipe gives: cited from other papers, or needing a teacher.
+NOT_OURS = {("3", "CCT-14/7x2 distilled"), ("3", "ViT-12/16 (384)"), ("readme_main", "ViT-12/16 (384)")}
+FAMILIES = ("ViT-Lite", "ViT-12", "CVT", "CCT")
+CLASSES = {"cifar10": 10, "mnist": 10, "fashion_mnist": 10, "cifar100": 100, "flowers102": 102, "imagenet": 1000}
+# Rows that print the size of another model than the one trained (discrepancy in the paper's Table 4).
+OTHER_SIZE = {("4", "CCT-14/7x2, from scratch")}
+
+
+def test_every_printed_cell_has_exactly_one_recipe():
+    for table in paper.TITLES:
+        printed = [(p.row, p.dataset, p.metric, float(p.value)) for p in paper.printed(table)]
+        ours = [cell for cell in printed if cell[0].startswith(FAMILIES) and (table, cell[0]) not in NOT_OURS]
+        given = [(c.row, c.dataset, c.metric, c.value) for c in recipes.cells(table) if c.value is not None]
+        assert sorted(given) == sorted(ours), table
+
+
+def test_figures_cover_their_axes():
+    at = {
+        table: {cell.row.rpartition(" at ")[2] for cell in recipes.cells(table)} for table in ("figure4", "figure5", "figure6")
+    }
+    assert at["figure4"] == {f"{n} per class" for n in (500, 1000, 2000, 3000, 4000, 5000)}
+    assert at["figure5"] == at["figure6"] == {"16", "24", "32", "48", "64"}
+    rows = [cell.row for cell in recipes.cells("figure6")]
+    assert len(rows) == len(set(rows)) == 2 * 3 * 5
+    assert not any(" learnable at 48" in cell.row for cell in recipes.cells("figure7"))  # the panel ends at 32
+
+
+def build(config, **kwargs):
+    channels = 1 if config.data in ("mnist", "fashion_mnist") else 3
+    size = {} if config.img_size is None else {"img_size": config.img_size}
+    kwargs = {**config.model_arguments(), **size, **kwargs}
+    with torch.device("meta"):
+        return create_model(config.model, **{"num_classes": CLASSES[config.data], "in_chans": channels, **kwargs})
+
+
+def test_every_recipe_resolves_and_has_the_parameters_of_its_row():
+    printed = {(table, p.row, p.dataset): p.params_m for table in paper.TITLES for p in paper.printed(table)}
+    checked = 0
+    for name in recipes.names():
+        config, keys = resolve({}, recipes.path(name)), recipes.read(name)
+        model = build(config)
+        assert keys["note"].strip() and next(model.tokenizer.parameters()).shape[1] == model.in_chans, name
+        for cell in keys["paper"]:
+            expected = printed.get((cell["table"], cell["row"], cell["dataset"]))
+            if not expected or (cell["table"], cell["row"]) in OTHER_SIZE:
+                continue
+            # A row prints one size for all its data sets and embeddings: that of CIFAR-10 with an embedding.
+            small = cell["dataset"] not in ("imagenet", "flowers102")
+            ours = build(config, num_classes=10, in_chans=3, positional_embedding="learnable") if small else model
+            places = len(expected.partition(".")[2])
+            unit = 10 ** (6 - places)  # 22.36 is cut off, not rounded
+            counted = count_parameters(ours)
+            totals = (counted.total, counted.without_positional)
+            assert any(float(expected) in (round(t / 1e6, places), t // unit * unit / 1e6) for t in totals), cell
+            checked += 1
+    assert checked > 200
+
+
+@pytest.mark.parametrize(("tuned", "rates"), [(False, (0.1, 0.0, 0.0)), (True, (0.0, 0.1, 0.1))])
+def test_table_9(tuned, rates):
+    """Its two columns are the dropout rates of the rows of Tables 7 and 8."""
+    for table in ("7", "8"):
+        for cell in recipes.cells(table):
+            marked = "tun" in cell.row or (table, cell.row) in {("8", "CVT-7/4"), ("8", "CCT-7/7x1")}
+            if marked != tuned:
+                continue
+            kwargs = build(resolve({}, recipes.path(cell.recipe))).config["kwargs"]
+            assert (kwargs["dropout"], kwargs["attention_dropout"], kwargs["stochastic_depth"]) == rates, cell
+
+
+def test_recipes_state_what_decides_them():
+    """No recipe leans on the defaults of its data set, which may change."""
+    for name in recipes.names():
+        keys = recipes.read(name)
+        needed = {"data", "model", "epochs", "batch_size", "opt", "lr", "weight_decay", "sched", "smoothing", "amp"}
+        needed |= {"min_lr", "warmup_epochs"} - ({"min_lr"} if keys["sched"] == "cosine_v1" else set())
+        assert needed <= keys.keys(), (name, needed - keys.keys())
+        assert {"scale", "hflip"} <= keys.keys() or {"crop_padding", "flip"} <= keys.keys(), name
+
+
+def test_names(tmp_path):
+    assert recipes.names("cct_2_3x2-m*") == ["cct_2_3x2-mnist"]
+    assert recipes.find("cct_2_3x2-mnist") == recipes.path("cct_2_3x2-mnist")
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: digits\n")
+    assert recipes.find(str(file)) == file
+    with pytest.raises(ConfigError, match="there is no recipe 'cct_2_3x2-mnits'; did you mean 'cct_2_3x2-mnist'"):
+        recipes.find("cct_2_3x2-mnits")
+    assert [c.value for c in recipes.cells("2", "CCT-7/3x1, 300 epochs")] == [96.53, 80.92]
