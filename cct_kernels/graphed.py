@@ -82,14 +82,11 @@ class Graphed:
                 )
 
 
-def capture(function, device, pool=None):
-    """(graph, what `function` returned): `graph.replay()` runs the kernels that `function` launched, into the same memory.
-
-    pool: `pool()` of an earlier graph that never runs at the same time, to share its memory.
-    """
+def capture(function, device):
+    """(graph, what `function` returned): `graph.replay()` runs the kernels that `function` launched, into the same memory."""
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=side_stream(device)):
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side_stream(device)):
             result = function()
     except RuntimeError as error:
         raise RuntimeError(

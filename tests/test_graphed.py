@@ -26,15 +26,12 @@ class Replayed:
         for static, value in pairs:
             static.copy_(value)
 
-    def pool(self):
-        return None
-
 
 @pytest.fixture
 def emulated(monkeypatch):
     """Graphs of CPU models."""
 
-    def capture(function, device, pool=None):
+    def capture(function, device):
         result = function()
         return Replayed(function, result), result
 
