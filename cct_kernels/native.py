@@ -25,6 +25,9 @@ _ATTENTION = (
 _CONV = "int[2] stride, int[2] padding, bool relu, int[6] pool, ScalarType compute"
 
 OPS = {
+    "augment_pixels": "(Tensor images, Tensor codes, Tensor args, Tensor fill) -> Tensor",
+    "augment_finish": "(Tensor images, Tensor? lam, Tensor? box, Tensor? erase, Tensor scale, Tensor shift, int mode, "
+    "Tensor normals) -> Tensor",
     "conv_tokenizer_forward": f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, bool keep) -> (Tensor out, Tensor winner)",
     "conv_tokenizer_backward": f"(Tensor dout, Tensor x, Tensor weight, Tensor winner, {_CONV}, bool[3] output_mask) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias)",
@@ -52,6 +55,14 @@ def _round_up(n, multiple):
 def _define():
     for name, schema in OPS.items():
         torch.library.define(f"cct_kernels::{name}", schema)
+
+    @torch.library.register_fake("cct_kernels::augment_pixels")
+    def _(images, codes, args, fill):
+        return images.new_empty(images.shape)
+
+    @torch.library.register_fake("cct_kernels::augment_finish")
+    def _(images, lam, box, erase, scale, shift, mode, normals):
+        return images.new_empty(images.shape, dtype=torch.float32)
 
     @torch.library.register_fake("cct_kernels::conv_tokenizer_forward")
     def _(x, weight, bias, stride, padding, relu, pool, compute, keep):

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cct.data import Augment, DataError, Split, batches, draws
-from cct.data.augment import crop_flip
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PINNED = [[3614144846, 4143350740, 804572364, 1494906522], [51949290, 256459035, 2761752132, 1726151010]]
@@ -93,8 +92,9 @@ def test_seed_and_epoch_change_order_and_crops():
 
 def test_crop_and_flip_are_shifts_and_mirrors_of_the_padded_image():
     split = make_split(64)
-    words = Augment().draws(1, 0, 64, "cpu")
-    out = crop_flip(split.images, words, 2, True)
+    words = draws.words(1, 0, draws.CROP_FLIP, 64)
+    augment = Augment(2, True)
+    out = augment.pixels(split.images, augment.draw(1, 0, torch.arange(64), (8, 6)).program, (0, 0, 0))
     padded = F.pad(split.images, (2, 2, 2, 2))
     for i in range(64):
         dy, dx = (int(w) * 5 >> 32 for w in words[i, :2])
@@ -105,7 +105,7 @@ def test_crop_and_flip_are_shifts_and_mirrors_of_the_padded_image():
 
 
 def test_crops_are_uniform_and_flips_even():
-    words = Augment().draws(7, 1, 81_000, "cpu")
+    words = draws.words(7, 1, draws.CROP_FLIP, 81_000)
     offsets = draws.below(words[:, 0], 9) * 9 + draws.below(words[:, 1], 9)
     counts = torch.bincount(offsets, minlength=81).double()
     assert ((counts - 1000) ** 2 / 1000).sum() < 130  # chi-square, 80 degrees of freedom: p = 0.0003

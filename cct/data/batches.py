@@ -13,6 +13,8 @@ from . import draws
 from .augment import Augment
 from .dataset import DataError, Split
 
+DRAWN_AHEAD = 4096  # samples whose random choices are made at once: many batches share the cost of the small operations
+
 
 def num_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
     return n // batch_size if drop_last else -(-n // batch_size)
@@ -28,32 +30,49 @@ def epoch(
     mean,
     std,
     device="cpu",
+    num_classes: int | None = None,
     drop_last: bool = False,
     start: int = 0,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every sample once, in a random order: (images float32 (B, C, H, W) normalised, labels int64 (B,)) on `device`.
+    """Every sample once, in a random order: (images float32 (B, C, H, W) normalised, targets) on `device`.
 
-    The order is a function of (seed, epoch), the crop and flip of a sample of (seed, epoch, sample index): the batch size
-    and the device change neither. `start` leaves out the first batches at no cost. `augment=None` only shuffles.
-    Raises DataError for a batch size, seed, epoch or start out of range, and for a mean or std that does not fit.
+    targets: int64 labels (B,), or with mixup or CutMix soft targets float32 (B, num_classes). The order is a function of
+    (seed, epoch), what happens to a sample of (seed, epoch, sample index), mixing of (seed, epoch, number of the batch): the
+    device changes none of them, the batch size only mixing. `start` leaves out the first batches at no cost. `augment=None`
+    only shuffles. Raises DataError for a batch size, seed, epoch or start out of range, for a mean or std that does not fit,
+    and for mixing without num_classes.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("start", start, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise DataError(f"epoch: {name} is {value!r}; expected an int of at least {least}")
+    if augment is not None and augment.mixes and num_classes is None:
+        raise DataError("epoch: num_classes is missing; mixup and cutmix make soft targets, one value for each class")
     scale, shift = _affine(split, mean, std, device)
-    return _epoch(split, batch_size, seed, epoch, augment, scale, shift, device, drop_last, start)
+    fill = augment.fill(mean) if augment is not None else None
+    return _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start)
 
 
-def _epoch(split, batch_size, seed, epoch, augment, scale, shift, device, drop_last, start):
-    n = len(split)
+def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start):
+    n, size = len(split), split.images.shape[2:]
     order = draws.permutation(seed, epoch, n, split.images.device)
-    words = augment.draws(seed, epoch, n, split.images.device) if augment else None
+    ahead = max(1, DRAWN_AHEAD // batch_size)
     for step in range(start, num_batches(n, batch_size, drop_last)):
         index = order[step * batch_size : (step + 1) * batch_size]
         images = split.images.index_select(0, index).to(device, non_blocking=True)
-        if augment:
-            images = augment(images, words.index_select(0, index).to(device, non_blocking=True))
-        yield normalise(images, scale, shift), split.labels.index_select(0, index).to(device, non_blocking=True)
+        labels = split.labels.index_select(0, index).to(device, non_blocking=True)
+        if augment is None:
+            yield normalise(images, scale, shift), labels
+            continue
+        place, count = (step - start) % ahead, len(labels)
+        if place == 0:
+            drawn = augment.draw(seed, epoch, order[step * batch_size : (step + ahead) * batch_size].to(device), size)
+        if place == 0 or count < batch_size:
+            numbers = torch.arange(step, step + (ahead if place == 0 else 1), device=images.device)
+            mixes, first = augment.draw_mix(seed, epoch, numbers, count, size), step
+        program, boxes = drawn.of(slice(place * batch_size, place * batch_size + count))
+        mix = mixes and mixes.of(step - first)
+        images = augment.pixels(images, program, fill)
+        yield augment.finish(images, mix, boxes, scale, shift), augment.targets(labels, mix, num_classes)
 
 
 def evaluation(split: Split, *, batch_size: int, mean, std, device="cpu") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

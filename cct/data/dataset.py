@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from .augment import Augment
+
+if TYPE_CHECKING:
+    from .streamed import StreamedSplit
 
 
 class DataError(ValueError):
@@ -31,6 +35,26 @@ class Split:
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return tuple(self.images.shape[2:])
+
+    def fetch(self, indices, augment: Augment | None = None, seed: int = 0, epoch: int = 0):
+        """(what of `augment` is left to do, iterator of uint8 (B, C, H, W)), a batch for each of `indices`: tensors or slices.
+
+        seed, epoch: what the draws of a split that augments while it reads depend on; this one leaves all of it to do.
+        """
+        read = (self.images[i] if isinstance(i, slice) else self.images.index_select(0, i) for i in indices)
+        return augment, read
+
     def to(self, device) -> Split:
         """The same split on a device: batches are then drawn, cropped and normalised there."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -46,20 +70,23 @@ class DataSet:
     `img_size` is (H, W) and `mean`, `std` are per channel for pixels in [0, 1]. `source` says where the files came from,
     `split` how train and test were made: both belong into every result. `val` is there when `val_split` was asked for, or a
     folder has it. `pad` is the width of the zero border that is part of the H x W frame (MNIST: 28 -> 32 pads by 2).
+    `interpolation`, `crop_pct`: how image files become H x W pixels at evaluation, see `images.fit`.
     """
 
     name: str
     classes: list[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    train: Split
-    test: Split
+    train: Split | StreamedSplit
+    test: Split | StreamedSplit
     img_size: tuple[int, int]
     channels: int
     source: str
     split: str
-    val: Split | None = None
+    val: Split | StreamedSplit | None = None
     pad: int = 0
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
     flip: bool = True  # whether a mirrored image still shows its class: not so for digits
 
     @property
@@ -78,8 +105,8 @@ class DataSet:
             "mean": list(self.mean),
             "std": list(self.std),
             "size": list(self.img_size),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
             "channels": self.channels,
             "pad": self.pad,
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -30,17 +32,21 @@ def load_image(path, preprocessing: dict) -> torch.Tensor:
 
 def read_pixels(path, channels, size, interpolation="bicubic", crop_pct=1.0, pad=0) -> np.ndarray:
     """An image file as uint8 (channels, H, W)."""
+    return as_array(fit(open_image(path, channels), size, interpolation, crop_pct, pad))
+
+
+def open_image(path, channels, content: bytes | None = None) -> Image.Image:
+    """An image file in mode L or RGB, turned as its EXIF data says. content: the bytes of the file, where they are in memory."""
     if channels not in (1, 3):
         raise DataError(f"{path}: images can be read with 1 or 3 channels; the model wants {channels}")
     try:
-        with Image.open(path) as image:
-            image = to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            return to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     # Pillow's decoders also raise SyntaxError, ValueError and struct.error on damaged files.
     except Exception as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
-    return as_array(fit(image, size, interpolation, crop_pct, pad))
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -83,13 +89,13 @@ def as_array(image: Image.Image) -> np.ndarray:
     return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
-def fit_all(images: torch.Tensor, size, pad=0) -> torch.Tensor:
+def fit_all(images: torch.Tensor, size, pad=0, interpolation="bicubic") -> torch.Tensor:
     """uint8 (n, C, h, w) -> uint8 (n, C, H, W), each as `fit`; C is 1 or 3."""
     inner = tuple(s - 2 * pad for s in size)
     if images.shape[2:] != inner:
         out = torch.empty(*images.shape[:2], *size, dtype=torch.uint8)
         for source, target in zip(images.numpy(), out.numpy(), strict=True):
             picture = Image.fromarray(source[0] if len(source) == 1 else np.ascontiguousarray(source.transpose(1, 2, 0)))
-            target[:] = as_array(fit(picture, size, pad=pad))
+            target[:] = as_array(fit(picture, size, interpolation, pad=pad))
         return out
     return torch.nn.functional.pad(images, (pad,) * 4) if pad else images
