@@ -1,58 +1,13 @@
 """A row as JSON and as text: machine, versions, commit, roofs, and each peer's times."""
 
 import datetime
-import functools
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 from pathlib import Path
 
-import torch
+from cct.reports.machine import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "openvino", "zentorch")
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
-
-
-@functools.cache
-def machine():
-    """What the numbers depend on. `name` is the file's name: CCT_MACHINE, or made from the processor and its cores."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    cpu = (re.findall(r"model name\s*: (.*)", text) or [platform.processor() or platform.machine()])[0]
-    flags = set((re.findall(r"flags\s*: (.*)", text) or [""])[0].split())
-    facts = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "features": [f for f in FEATURES if f in flags]}
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{facts.get('gpu', cpu)} {facts['cores']} cores".lower().replace("(r)", "")).strip("-")
-    return {"name": os.environ.get("CCT_MACHINE", slug), **facts}
-
-
-@functools.cache
-def versions():
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
-def commit():
-    """The commit of the working tree, with "+" when files differ from it."""
-
-    def git(*args):
-        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def make(key, peers, missing, *, unit="s", work=None, roof=None, **more):

@@ -25,8 +25,8 @@ TITLES = {
     "claims": "In 30 minutes",
     "figure4": "Fewer images of each class",
     "figure5": "Image size",
-    "figure6": "Image size and positional embedding, trained at that size",
-    "figure7": "Image size and positional embedding, trained at 32x32",
+    "figure6": "Image size by embedding, trained at that size",
+    "figure7": "Image size by embedding, trained at 32x32",
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",

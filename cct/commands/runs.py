@@ -1,0 +1,180 @@
+"""The runs behind `cct reproduce`: each is a `cct train` in a process of its own, in a folder named by recipe and seed.
+
+A process for each run keeps threads, memory and crashes apart, and the command that is recorded is the one that ran.
+"""
+
+import datetime
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cct import recipes
+from cct.reports import machine
+from cct.reports.results import read_json, write_json
+from cct.training import run_folder
+from cct.training.config import ConfigError, read_yaml, resolve
+from cct.training.interrupt import EXIT_CODES, Interrupt
+from cct.training.schedules import total_epochs
+
+MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
+UNTRAINED = {"config.yaml", "run.lock"}  # what a run that was stopped before its first save leaves
+
+
+@dataclass
+class Job:
+    """One run: `folder` RUNS/VARIANT/seed-N, `record` (kept beside it as seed-N.json), the words of `cct train`."""
+
+    recipe: str
+    folder: Path
+    record: dict
+    words: list
+    machine_words: list
+
+    @property
+    def command(self):
+        return self.record["command"]
+
+    @property
+    def record_path(self):
+        return self.folder.with_suffix(".json")
+
+    def state(self):
+        """'done', 'epoch 12 of 310' or 'not begun'."""
+        if self.record["finished"]:
+            return "done"
+        rows = self.folder / "metrics.csv"
+        epochs = max(len(rows.read_text(encoding="utf-8").splitlines()) - 1, 0) if rows.is_file() else 0
+        begun = run_folder.has_state(self.folder)
+        return f"epoch {epochs} of {self.record['planned']}" if begun else "not begun"
+
+    def argv(self):
+        """The command line that begins the run or goes on with it."""
+        start = [sys.executable, "-m", "cct", "train"]
+        if run_folder.has_state(self.folder):
+            return [*start, "--resume", str(self.folder), *self.machine_words]
+        return [*start, "-c", str(recipes.path(self.recipe)), *self.words, "--output", str(self.folder), *self.machine_words]
+
+
+class Runs:
+    """The jobs of one `cct reproduce`."""
+
+    def __init__(self, args, changes):
+        self.root, self.changes = Path(args.runs), changes
+        self.deadline = float("inf") if args.budget is None else time.monotonic() + 60 * args.budget
+        given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
+        self.machine_words = [word for name, value in given.items() for word in _flag(name, value)]
+
+    def job(self, recipe, n):
+        """The run of a recipe with its n-th seed, counted from 0."""
+        config = resolve(self.changes, recipes.path(recipe))
+        seed = config.seed + n
+        changes = [f"{name}={_text(value, ',')}" for name, value in self.changes.items()]
+        folder = self.root / "-".join([recipe, *changes]) / f"seed-{seed}"
+        words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in _flag(name, value))]
+        command = shlex.join(["cct", "train", "-c", recipe, *words])
+        record = {"recipe": recipe, "changes": " ".join(changes), "seed": seed, "command": command}
+        record |= {"planned": total_epochs(config), "finished": False, "sessions": []}
+        job = Job(recipe, folder, record, words, self.machine_words)
+        if job.record_path.is_file():
+            job.record = {
+                **record,
+                **{key: read_json(job.record_path).get(key, record[key]) for key in ("finished", "sessions")},
+            }
+        return job
+
+    def go(self, jobs, publish):
+        """Run the jobs that are not finished, in order, until the budget or a signal; `publish(job)` after each part of one.
+
+        Returns the exit code. A run that fails does not keep the others from running.
+        """
+        code = 0
+        with Interrupt() as interrupt:
+            for job in jobs:
+                if job.record["finished"]:
+                    publish(job)
+                    continue
+                if interrupt.signal is None and time.monotonic() < self.deadline:
+                    code = max(code, self._run(job, interrupt))
+                    publish(job)
+                if interrupt.signal is not None:
+                    return EXIT_CODES[interrupt.signal]
+                if time.monotonic() >= self.deadline:
+                    print("stopped at the budget; the same command goes on")
+                    return code
+        return code
+
+    def _run(self, job, interrupt):
+        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, else 0."""
+        self._make_place(job)
+        argv = job.argv()
+        print(shlex.join(["cct", *argv[3:]]), flush=True)
+        session = {"began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}"}
+        began = time.monotonic()
+        exit_code, stopped = self._wait(argv, interrupt)
+        device = _device(job.folder)
+        session |= {"seconds": round(time.monotonic() - began), "exit_code": exit_code, "machine": _machine(device)}
+        session |= {"versions": " ".join(f"{k} {v}" for k, v in machine.versions().items()), "commit": machine.commit()}
+        job.record["sessions"].append(session)
+        job.record["finished"] = exit_code == 0
+        write_json(job.record_path, job.record)
+        if exit_code and not stopped:
+            print(f"{job.recipe}, seed {job.record['seed']}: failed with exit code {exit_code}, see above", file=sys.stderr)
+            return 1
+        return 0
+
+    def _wait(self, argv, interrupt):
+        """(exit code, whether we stopped it). A session of its own keeps Ctrl-C of the terminal from reaching it twice."""
+        process, stopped = subprocess.Popen(argv, start_new_session=True), False
+        try:
+            while True:
+                try:
+                    left = self.deadline - time.monotonic()
+                    return process.wait(timeout=max(0.05, min(0.5, left))), stopped
+                except subprocess.TimeoutExpired:
+                    if not stopped and (interrupt.signal is not None or time.monotonic() >= self.deadline):
+                        process.terminate()
+                        stopped = True
+        except BaseException:  # a second signal
+            process.kill()
+            raise
+
+    def _make_place(self, job):
+        """The folder above the run; away with what a run leaves that was stopped before its first save."""
+        try:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            if job.folder.is_dir() and {path.name for path in job.folder.iterdir()} <= UNTRAINED:
+                for path in job.folder.iterdir():
+                    path.unlink()
+        except OSError as error:
+            raise ConfigError(f"--runs {self.root}: cannot be written ({error.strerror}); choose another --runs") from None
+
+
+def _device(folder):
+    """(device, threads) of a run, from its config.yaml."""
+    try:
+        config = read_yaml(folder / "config.yaml")
+    except ConfigError:
+        return "cpu", None
+    return config.get("device", "cpu"), config.get("threads")
+
+
+def _machine(device):
+    facts, (name, threads) = machine.machine(), device
+    if name.startswith("cuda"):
+        return facts.get("gpu", name)
+    return f"{facts['cpu']}, {facts['cores']} cores" + (f", {threads} threads" if threads else "")
+
+
+def _text(value, separator=" "):
+    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _flag(name, value):
+    """The words of a flag of `cct train`."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else "--no-" + flag[2:]]
+    return [flag, *_text(value).split()] if isinstance(value, tuple) else [flag, str(value)]

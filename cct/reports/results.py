@@ -1,0 +1,160 @@
+"""Runs of recipes and the tables made of them: results/runs/RECIPE/seed-N.json and .csv, results/TABLE.csv."""
+
+import csv
+import io
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+from cct.models.checkpoints import write_atomically
+from cct.training.config import ConfigError
+
+from . import paper
+from .curves import read_metrics
+
+COLUMNS = (
+    "table", "row", "dataset", "metric", "paper", "state", "last", "last_sd", "best", "best_sd", "ema", "ema_sd", "highest",
+    "seeds", "epochs", "minutes", "split", "recipe", "changes", "machine", "versions", "commit", "command",
+)  # fmt: skip
+NOT_RUN, DONE = "not run", "done"
+
+
+def numbers(rows):
+    """What the rows of metrics.csv say: accuracies in %, `seconds` of all epochs. {} when no epoch has been evaluated.
+
+    last, ema: after the last evaluated epoch; best: the best of the epochs, on the split that is reported.
+    """
+    for split in ("test", "val"):
+        seen = [row for row in rows if f"{split}_top1" in row]
+        if seen:
+            best = max(seen, key=lambda row: row[f"{split}_top1"])
+            facts = {
+                "split": split,
+                "epochs": int(rows[-1]["epoch"]),
+                "last": 100 * seen[-1][f"{split}_top1"],
+                "best": 100 * best[f"{split}_top1"],
+                "best_epoch": int(best["epoch"]),
+                "seconds": sum(row["seconds"] for row in rows),
+            }
+            return facts | ({"ema": 100 * seen[-1]["ema_top1"]} if "ema_top1" in seen[-1] else {})
+    return {}
+
+
+def publish(run, record, results):
+    """Copy what a run has given so far, its `record` and its metrics.csv, to results/runs; nothing before the first epoch.
+
+    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned, finished, sessions.
+    """
+    metrics = Path(run) / "metrics.csv"
+    facts = numbers(read_metrics(metrics)) if metrics.is_file() else {}
+    if not facts:
+        return
+    folder = Path(results) / "runs" / run.parent.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{run.name}.csv", lambda temporary: shutil.copyfile(metrics, temporary))
+    write_json(folder / f"{run.name}.json", {**record, **facts})
+
+
+def records(results):
+    """Every published run as a dict, with `curve`: the path of its rows. ConfigError naming a file that is damaged."""
+    return [{**read_json(path), "curve": path.with_suffix(".csv")} for path in sorted(Path(results).glob("runs/*/*.json"))]
+
+
+def table_rows(table, cells, runs):
+    """The rows of results/TABLE.csv: one for each cell and each way it was run, or one that says that it was not.
+
+    Means and standard deviations are over the seeds that are finished; before one is, the run that got furthest is shown.
+    """
+    rows = []
+    for cell in in_printed_order(table, cells):
+        ours = [run for run in runs if run["recipe"] == cell.recipe and _gives(cell)]
+        start = {
+            "table": table, "row": cell.row, "dataset": cell.dataset, "metric": cell.metric,
+            "paper": "" if cell.value is None else f"{cell.value:.2f}", "recipe": cell.recipe,
+        }  # fmt: skip
+        if not ours:
+            rows.append({**start, "state": NOT_RUN})
+        for changes in dict.fromkeys(run["changes"] for run in ours):
+            rows.append({**start, **_over_seeds([run for run in ours if run["changes"] == changes])})
+    return rows
+
+
+def in_printed_order(table, cells):
+    """The cells in the order of the paper's table."""
+    order = {(p.row, p.dataset): place for place, p in enumerate(paper.printed(table))}
+    return sorted(cells, key=lambda cell: order.get((cell.row, cell.dataset), len(order)))
+
+
+def _gives(cell):
+    """Whether training alone gives the cell; Figure 7 looks at other sizes than the 32 pixels of the training."""
+    return cell.table != "figure7" or cell.row.endswith(" at 32")
+
+
+def _over_seeds(runs):
+    finished = [run for run in runs if run["finished"]]
+    shown = finished or [max(runs, key=lambda run: run["epochs"])]
+    last = shown[-1]
+    sessions = [session for run in shown for session in run["sessions"]]
+    row = {
+        "state": DONE if finished else f"epoch {last['epochs']} of {last['planned']}",
+        "highest": f"{max(run['best'] for run in shown):.2f}",
+        "seeds": " ".join(str(run["seed"]) for run in shown),
+        "epochs": last["epochs"],
+        "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
+        "split": last["split"],
+        "changes": last["changes"],
+        "machine": "; ".join(dict.fromkeys(session["machine"] for session in sessions)),
+        "versions": "; ".join(dict.fromkeys(session["versions"] for session in sessions)),
+        "commit": " ".join(dict.fromkeys(session["commit"] for session in sessions)),
+        "command": shown[0]["command"],
+    }
+    for name in ("last", "best", "ema"):
+        values = [run[name] for run in shown if name in run]
+        row[name] = f"{statistics.mean(values):.2f}" if values else ""
+        row[f"{name}_sd"] = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return row
+
+
+def write_table(results, table, rows):
+    """Write results/TABLE.csv; returns its path."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = Path(results) / f"{paper.stem(table)}.csv"
+    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    return path
+
+
+def read_table(results, table):
+    """The rows of results/TABLE.csv as dicts of text; [] when there is none. ConfigError when it is no such file."""
+    path = Path(results) / f"{paper.stem(table)}.csv"
+    if not path.is_file():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+        raise ConfigError(f"{path}: lacks the columns {', '.join(sorted(missing))}; `cct reproduce` writes it anew")
+    return rows
+
+
+def read_json(path):
+    """The dict in a JSON file. ConfigError naming the file when it is damaged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); remove it") from None
+    if not isinstance(value, dict) or "recipe" not in value:
+        raise ConfigError(f"{path}: is no record of a run; remove it")
+    return value
+
+
+def write_json(path, value):
+    """Write a dict as JSON, whole or not at all."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,0 +1,227 @@
+"""`cct reproduce`: what is run, in which order, how it stops and goes on, and what the tables say about it."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from cct import recipes
+from cct.cli import main
+from cct.commands.runs import Runs
+from cct.reports import results
+from cct.reports.curves import read_metrics
+from cct.training.interrupt import Interrupt
+
+TINY = """
+data: digits
+model: cct_2_3x2
+model_kwargs: {embedding_dim: 16, num_layers: 1, num_heads: 1}
+img_size: 8
+epochs: 2
+batch_size: 256
+device: cpu
+threads: 1
+paper:
+  - {table: "2", row: "CCT-7/3x1, 1500 epochs", dataset: digits, metric: top1, value: 98.5}
+note: A model that learns little, in a second.
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder in which there are two recipes, for two rows of Table 2."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.yaml").write_text(TINY)
+    (tmp_path / "recipes" / "another.yaml").write_text(TINY.replace("1500", "300"))
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    recipes.read.cache_clear()
+    yield tmp_path
+    recipes.read.cache_clear()
+
+
+def fails(capsys, *words):
+    assert main(["reproduce", *map(str, words)]) == 2
+    text = capsys.readouterr().err
+    assert "Traceback" not in text and len(text.splitlines()) == 1, text
+    return text
+
+
+def rows_of(folder, name="table2"):
+    with open(folder / "results" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_numbers_of_a_run():
+    rows = [
+        {"epoch": 1.0, "test_top1": 0.5, "ema_top1": 0.4, "seconds": 3.0},
+        {"epoch": 2.0, "test_top1": 0.625, "ema_top1": 0.5, "seconds": 2.0},
+        {"epoch": 3.0, "test_top1": 0.6, "ema_top1": 0.55, "seconds": 2.0},
+        {"epoch": 4.0, "seconds": 2.0},  # trained, not evaluated
+    ]
+    facts = results.numbers(rows)
+    assert facts == {
+        "split": "test", "epochs": 4, "last": 60.0, "best": 62.5, "best_epoch": 2, "seconds": 9.0, "ema": pytest.approx(55.0),
+    }  # fmt: skip
+    assert results.numbers(rows[3:]) == {} and "ema" not in results.numbers([{"epoch": 1.0, "val_top1": 1.0, "seconds": 1.0}])
+
+
+def run_of(recipe, seed, last, *, finished=True, epochs=300, changes="", **more):
+    session = {"machine": "a machine", "versions": "torch 2", "commit": "abc"}
+    return {
+        "recipe": recipe, "seed": seed, "changes": changes, "finished": finished, "planned": 300, "epochs": epochs,
+        "last": last, "best": last + 1, "seconds": 60.0, "split": "test", "command": "cct train", "sessions": [session], **more,
+    }  # fmt: skip
+
+
+def test_table_rows():
+    cells = [
+        recipes.Cell("b", "2", "CCT-7/3x1, 1500 epochs", "cifar10", "top1", 97.48),
+        recipes.Cell("a", "2", "CCT-7/3x1, 300 epochs", "cifar10", "top1", 96.53),
+        recipes.Cell("c", "2", "CCT-7/3x1, 5000 epochs", "cifar10", "top1", 98.0),
+    ]
+    runs = [
+        run_of("a", 42, 96.0, ema=95.0), run_of("a", 43, 97.0), run_of("a", 44, 20.0, finished=False, epochs=5),
+        run_of("a", 42, 50.0, changes="epochs=3"), run_of("b", 42, 30.0, finished=False, epochs=7),
+        run_of("b", 43, 10.0, finished=False, epochs=2),
+    ]  # fmt: skip
+    first, changed, partial, not_run = results.table_rows("2", cells, runs)
+    assert first["row"] == "CCT-7/3x1, 300 epochs" and first["paper"] == "96.53" and first["state"] == "done"
+    assert (first["last"], first["last_sd"], first["highest"], first["seeds"]) == ("96.50", "0.71", "98.00", "42 43")
+    assert (first["ema"], first["ema_sd"], first["machine"], first["minutes"]) == ("95.00", "", "a machine", "1.0")
+    assert (changed["changes"], changed["last"], changed["last_sd"]) == ("epochs=3", "50.00", "")
+    assert (partial["state"], partial["last"], partial["seeds"]) == ("epoch 7 of 300", "30.00", "42")
+    assert not_run["state"] == "not run" and "last" not in not_run
+    at = [recipes.Cell("a", "figure7", f"CCT-7/3x2 none at {size}", "cifar10", "top1", None) for size in (16, 32)]
+    assert [row["state"] for row in results.table_rows("figure7", at, runs[:1])] == ["not run", "done"]
+
+
+def test_run_stop_and_go_on(folder, capfd):
+    """One recipe, really trained in a process of its own; then nothing to do; then a part of it again."""
+    words = ["reproduce", "2", "--row", "CCT-7/3x1, 1500", "--set", "lr=1e-3"]
+    assert main(words) == 0
+    out, err = capfd.readouterr()
+    assert "epoch 2/2" in out and "done, lr=0.001" in out, err
+    path = folder / "results" / "runs" / "tiny-lr=0.001" / "seed-42.json"
+    record = json.loads(path.read_text())
+    assert record["command"] == "cct train -c tiny --seed 42 --lr 0.001"
+    assert record["finished"] and record["planned"] == record["epochs"] == 2 and "1 threads" in record["sessions"][0]["machine"]
+    other, ours = rows_of(folder)
+    assert (other["row"], other["state"], other["last"]) == ("CCT-7/3x1, 300 epochs", "not run", "")
+    assert ours["last"] == f"{record['last']:.2f}" and ours["paper"] == "98.50" and ours["changes"] == "lr=0.001"
+    metrics = folder / "runs" / "reproduce" / "tiny-lr=0.001" / "seed-42" / "metrics.csv"
+    assert path.with_suffix(".csv").read_bytes() == metrics.read_bytes()
+    assert float(ours["last"]) == pytest.approx(100 * read_metrics(metrics)[-1]["test_top1"], abs=0.005)
+
+    before = metrics.stat().st_mtime_ns
+    assert main(words) == 0 and metrics.stat().st_mtime_ns == before and "epoch 2/2" not in capfd.readouterr().out
+
+    kept = folder / "runs" / "reproduce" / "tiny-lr=0.001" / "seed-42.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "finished": False}))
+    assert main([*words, "--dry-run"]) == 0 and "epoch 2 of 2" in capfd.readouterr().out
+    assert main(words) == 0
+    assert "--resume" in capfd.readouterr().out and len(json.loads(kept.read_text())["sessions"]) == 2
+
+
+def runs_of(folder, monkeypatch, script, budget=None):
+    """`Runs` whose processes run a Python script instead of `cct train`; its jobs have seeds 42 and 43."""
+    args = SimpleNamespace(runs=str(folder / "runs"), budget=budget, data_dir=None, device=None, threads=None)
+    runs = Runs(args, changes={})
+    jobs = [runs.job("tiny", n) for n in range(2)]
+    monkeypatch.setattr("cct.commands.runs.Job.argv", lambda job: [sys.executable, "-c", script, str(job.folder)])
+    return runs, jobs
+
+
+SAVES = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir()
+signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(143)))
+(folder / "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_the_budget_stops_a_run_that_saves(folder, monkeypatch, capfd):
+    runs, jobs = runs_of(folder, monkeypatch, SAVES, budget=1.5 / 60)
+    published, began = [], time.monotonic()
+    assert runs.go(jobs, published.append) == 0
+    assert time.monotonic() - began < 30 and published == jobs[:1]
+    assert (jobs[0].folder / "saved").exists() and not jobs[1].folder.exists()
+    assert jobs[0].record["sessions"][0]["exit_code"] == 143 and not jobs[0].record["finished"]
+    assert "stopped at the budget" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on(number, folder, monkeypatch):
+    runs, jobs = runs_of(folder, monkeypatch, SAVES)
+
+    def interrupt():
+        while not (jobs[0].folder / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt).start()
+    assert runs.go(jobs, lambda job: None) == 128 + number
+    assert (jobs[0].folder / "saved").exists() and not jobs[1].folder.exists()
+
+
+def test_a_failure_does_not_stop_the_others(folder, monkeypatch, capfd):
+    runs, jobs = runs_of(folder, monkeypatch, "import sys; sys.exit('seed-42' in sys.argv[1])")
+    assert runs.go(jobs, lambda job: None) == 1
+    assert [job.record["finished"] for job in jobs] == [False, True]
+    assert "tiny, seed 42: failed with exit code 1" in capfd.readouterr().err
+
+
+def test_what_a_run_leaves_that_never_saved_is_in_nobodys_way(folder, monkeypatch):
+    runs, jobs = runs_of(folder, monkeypatch, "import os, sys; sys.exit(len(os.listdir(sys.argv[1])))")
+    jobs[0].folder.mkdir(parents=True)
+    (jobs[0].folder / "config.yaml").touch()
+    assert runs._run(jobs[0], Interrupt()) == 0
+    (jobs[0].folder / "config.yaml").touch()
+    (jobs[0].folder / "best.safetensors").touch()
+    assert runs._run(jobs[0], Interrupt()) == 1  # two files are still there
+
+
+def test_lists_and_dry_run(folder, capsys):
+    assert main(["reproduce"]) == 0
+    assert "Small data sets, trained from scratch" in capsys.readouterr().out
+    assert main(["reproduce", "Table 2", "--dry-run", "--seeds", "2", "--set", "scale=0.5,1", "flip=no"]) == 0
+    out = capsys.readouterr().out
+    commands = [line.strip() for line in out.splitlines() if "cct train" in line]
+    assert commands == [  # in the order of the table, every row before the second seed
+        f"cct train -c {name} --seed {seed} --scale 0.5 1 --no-flip" for seed in (42, 43) for name in ("another", "tiny")
+    ]
+    assert "not begun" in out and not (folder / "runs").exists() and not (folder / "results").exists()
+
+
+def test_mistakes(folder, capsys):
+    (folder / "file").touch()
+    for words, message in [
+        (["5"], "unknown table '5' (there are 1, 2, "),
+        (["3"], "Table 3: no recipe gives one of its numbers"),
+        (["2", "--row", "CCT-7/3x1, 30 epochs"], "Table 2 has no 'CCT-7/3x1, 30 epochs' with a recipe; did you mean"),
+        (["2", "--dataset", "cifar10"], "--dataset: Table 2 has no 'cifar10' with a recipe (there are digits)"),
+        (["2", "--seeds", 0], "--seeds: got 0, expected at least 1"),
+        (["2", "--budget", 0], "--budget: got 0, expected minutes, more than 0"),
+        (["2", "--set", "epochs"], "--set: got 'epochs', expected KEY=VALUE"),
+        (["2", "--set", "epocs=1"], "--set: unknown key 'epocs'; did you mean 'epochs'?"),
+        (["2", "--set", "epochs=many"], "epochs: got 'many', expected a whole number"),
+        (["2", "--set", "seed=1"], "--set: seed cannot be set here; see --seeds"),
+        (["2", "--results", "file"], "--results file: cannot make this folder"),
+        (["2", "--runs", "file"], "--runs file: cannot be written"),
+    ]:
+        assert message in fails(capsys, *words), words
+    (folder / "results" / "runs" / "tiny").mkdir(parents=True)
+    (folder / "results" / "runs" / "tiny" / "seed-42.json").write_text("{")
+    (folder / "runs" / "reproduce" / "tiny").mkdir(parents=True)
+    (folder / "runs" / "reproduce" / "tiny" / "seed-42.json").write_text("[]")
+    assert "seed-42.json: is no record of a run; remove it" in fails(capsys, "2", "--dry-run")
+    (folder / "results" / "table2.csv").write_text("row,value\n")
+    assert "table2.csv: lacks the columns" in fails(capsys)
