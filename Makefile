@@ -13,6 +13,12 @@ native:         ## rebuild the native libraries in place (for editable installs)
 test:           ## the whole test suite
 	$(PYTHON) -m pytest
 
+sanitize:       ## the CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without PyTorch
+	for kind in address,undefined thread; do \
+	  cmake -S . -B build/sanitize-$$kind -G Ninja -DCCT_PYTHON=$(PYTHON) -DCCT_CUDA=0 -DCCT_TESTS=1 -DCCT_SANITIZE=$$kind && \
+	  cmake --build build/sanitize-$$kind --target cct_tests && ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
+	done
+
 bench:          ## benchmarks with measured roofs; results under bench/results
 	$(PYTHON) -m pytest bench --benchmark
 
@@ -31,4 +37,4 @@ clean:
 help:           ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/\t/'
 
-.PHONY: install develop native test bench lint format dist clean help
+.PHONY: install develop native test sanitize bench lint format dist clean help

@@ -10,6 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define CCT_INLINE inline __attribute__((always_inline))
 
 namespace cct::CCT_ISA {
@@ -38,6 +42,11 @@ template <typename T>
 CCT_INLINE T* take(char*& scratch, int64_t count) {
   T* out = reinterpret_cast<T*>(scratch);
   scratch += round_up(count * sizeof(T), 4096) + 256;  // not all buffers on the same cache sets
+#if defined(__SANITIZE_ADDRESS__)  // rows may end in a whole vector; what lies behind it up to the next buffer is nobody's
+  char* end = reinterpret_cast<char*>(out + count) + sizeof(Vec);
+  __asan_unpoison_memory_region(out, end - reinterpret_cast<char*>(out));
+  __asan_poison_memory_region(end, scratch - end);
+#endif
   return out;
 }
 
