@@ -92,7 +92,8 @@ class Run:
         config = self.config
         stream = batches.epoch(
             self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
-            mean=self.data.mean, std=self.data.std, device=self.device, start=self.step,
+            mean=self.data.mean, std=self.data.std, device=self.device, num_classes=self.data.num_classes,
+            start=self.step,
         )  # fmt: skip
         self.model.train()
         began = time.perf_counter() - self.seconds
@@ -259,7 +260,9 @@ class Run:
     def _draw(self):
         if self.rows:
             title = f"{self.config.model} on {self.data.name}"
-            note = f"train: with label smoothing {self.config.smoothing:g}" if self.config.smoothing else ""
+            notes = [f"label smoothing {self.config.smoothing:g}"] if self.config.smoothing else []
+            notes += ["mixed images: right is the class of the larger share"] if self.setup.augment.mixes else []
+            note = f"train: with {', '.join(notes)}" if notes else ""
             self._write(lambda: draw_curve(self.rows, self.folder / "curve.png", title, note))
         self.drawn_at = time.monotonic()
 

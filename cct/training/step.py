@@ -5,6 +5,7 @@ import hashlib
 
 import torch
 
+from . import graph
 from .evaluate import autocast
 from .optim import clip_gradients, make_ema, make_optimizer, set_learning_rate
 
@@ -16,6 +17,8 @@ class Step:
     (rounded down). A worker takes accumulate_steps neighbouring pieces, one after the other. The gradient is that of the mean
     loss over all n images, whatever P is. Dropout and stochastic depth are a function of (seed, epoch, step, piece), so two
     workers do bit for bit what one process does with twice the accumulate_steps, up to the order of a sum.
+
+    One process on a GPU that takes its batches whole replays them from CUDA graphs.
     """
 
     def __init__(self, model, objective, config, device, workers):
@@ -23,11 +26,17 @@ class Step:
         self.optimizer = make_optimizer(model, config)
         self.ema = make_ema(model, config.model_ema_decay, config.model_ema_warmup) if config.model_ema else None
         self.parallel = workers.parallel(model, device)
+        self.graph = None
+        if graph.wanted(device) and workers.count * config.accumulate_steps == 1:
+            self.graph = graph.GraphedStep(self._gradients, self._move, self.optimizer, device)
 
     def gradients(self, images, targets, epoch, step):
         """Leave the gradients of a whole batch in the parameters; returns its means, float64 (len(objective.names),)."""
         n, accumulate = len(targets), self.config.accumulate_steps
-        pieces = self.workers.count * accumulate
+        pieces, epoch_tensor = self.workers.count * accumulate, torch.full((), float(epoch), device=self.device)
+        if self.graph is not None:
+            torch.manual_seed(_seed(self.config.seed, epoch, step, 0))
+            return self.graph.gradients(images, targets, epoch_tensor)
         self.optimizer.zero_grad(set_to_none=True)
         means = torch.zeros(len(self.objective.names), dtype=torch.float64, device=self.device)
         for i in range(accumulate):
@@ -38,20 +47,34 @@ class Step:
                 start, stop = 0, 1
             torch.manual_seed(_seed(self.config.seed, epoch, step, piece))
             with self._averaging(last=i == accumulate - 1):
-                with autocast(self.device, self.config.amp):
-                    values = self.objective(self.parallel, images[start:stop], targets[start:stop], epoch)
-                (values[0] * (share * self.workers.count)).backward()  # the workers' gradients are averaged, not summed
-            means += share * torch.stack([value.detach().double() for value in values])
+                # The workers' gradients are averaged, not summed.
+                values = self._backward(images[start:stop], targets[start:stop], epoch_tensor, share * self.workers.count)
+            means += share * values
         return self.workers.sum_(means)
+
+    def _gradients(self, images, targets, epoch):
+        """`gradients` of a batch in one piece, as a function of tensors alone."""
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._backward(images, targets, epoch, 1.0)
+
+    def _backward(self, images, targets, epoch, weight):
+        """Add the gradient of weight x loss to the parameters; returns the values of the objective."""
+        with autocast(self.device, self.config.amp):
+            values = self.objective(self.parallel, images, targets, epoch)
+        (values[0] * weight).backward()
+        return torch.stack([value.detach().double() for value in values])
 
     def update(self, lr):
         """Clip the gradients, move the weights at this learning rate, average them."""
-        if self.config.clip_grad is not None:
-            clip_gradients(self.model, self.config.clip_grad, self.config.clip_mode)
         set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
+        (self.graph.update if self.graph is not None else self._move)()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+
+    def _move(self):
+        if self.config.clip_grad is not None:
+            clip_gradients(self.model, self.config.clip_grad, self.config.clip_mode)
+        self.optimizer.step()
 
     def state_dict(self):
         """Everything that later steps depend on."""
@@ -64,6 +87,8 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.graph is not None:
+            self.graph.forget()
 
     def _averaging(self, last):
         """Gradients travel between the workers with the last piece only."""
