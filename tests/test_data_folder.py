@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import cct.data
-from cct.data import DataError, folder, images
+from cct.data import DataError, folder, images, pictures, streamed
 
 rng = np.random.default_rng(0)
 
@@ -258,9 +258,10 @@ def test_missing_folder(tmp_path):
 def test_too_large_for_memory(tmp_path, monkeypatch):
     for name in "ab":
         picture(tmp_path / name / "x.png")
-    monkeypatch.setattr(folder.os, "sysconf", lambda key: 1000)
-    with pytest.raises(DataError, match=r"2 images of 4096 x 4096 need 0\.1 GiB, .*choose a smaller img_size"):
-        cct.data.load("folder", tmp_path, img_size=4096)
+    monkeypatch.setattr(pictures.os, "sysconf", lambda key: 1000)
+    with pytest.raises(DataError, match=r"2 images of 4096 x 4096 need 0\.1 GiB, .*choose a smaller img_size, or stream"):
+        cct.data.load("folder", tmp_path, img_size=4096, stream=False)
+    assert isinstance(cct.data.load("folder", tmp_path, img_size=4096).train, streamed.StreamedSplit)
 
 
 def test_report_of_a_folder(tree):

@@ -103,7 +103,7 @@ def test_missing_file_and_long_warmup(tmp_path):
         ("scale", [0.8, 1], (0.8, 1.0)),
         ("scale", "0.8 1.0", (0.8, 1.0)),
         ("mean", ["0.5"], (0.5,)),
-        ("color_jitter", 0.4, (0.4, 0.4, 0.4)),
+        ("color_jitter", None, 0.0),
         ("model", "cct_7-3x1_32", "cct_7_3x1_32"),
         ("val_split", "0.1", 0.1),
         ("val_split", "valid", "valid"),

@@ -1,4 +1,4 @@
-"""Batches of a split that lies in memory. No workers, no queue: a batch is a few tensor operations.
+"""Batches of a split. One that lies in memory needs no workers and no queue: a batch is a few tensor operations.
 
 The batches of an epoch are a function of (seed, epoch): a run resumed at any (epoch, step) sees bitwise the same ones.
 """
@@ -53,12 +53,14 @@ def epoch(
 
 
 def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start):
-    n, size = len(split), split.images.shape[2:]
-    order = draws.permutation(seed, epoch, n, split.images.device)
+    n, size = len(split), split.img_size
+    order = draws.permutation(seed, epoch, n, split.device)
     ahead = max(1, DRAWN_AHEAD // batch_size)
-    for step in range(start, num_batches(n, batch_size, drop_last)):
-        index = order[step * batch_size : (step + 1) * batch_size]
-        images = split.images.index_select(0, index).to(device, non_blocking=True)
+    steps = range(start, num_batches(n, batch_size, drop_last))
+    indices = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
+    augment, pixels = split.fetch(indices, augment, seed, epoch)
+    for step, index, images in zip(steps, indices, pixels, strict=True):
+        images = images.to(device, non_blocking=True)
         labels = split.labels.index_select(0, index).to(device, non_blocking=True)
         if augment is None:
             yield normalise(images, scale, shift), labels
@@ -80,8 +82,9 @@ def evaluation(split: Split, *, batch_size: int, mean, std, device="cpu") -> Ite
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"evaluation: batch_size is {batch_size!r}; expected an int of at least 1")
     scale, shift = _affine(split, mean, std, device)
-    pairs = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    return ((normalise(x.to(device), scale, shift), y.to(device)) for x, y in pairs if len(y))
+    indices = [slice(i, i + batch_size) for i in range(0, len(split), batch_size)]
+    pairs = zip(split.fetch(indices)[1], (split.labels[index] for index in indices), strict=True)
+    return ((normalise(x.to(device), scale, shift), y.to(device)) for x, y in pairs)
 
 
 def affine(channels: int, mean, std, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +99,7 @@ def affine(channels: int, mean, std, device="cpu") -> tuple[torch.Tensor, torch.
 
 
 def _affine(split, mean, std, device):
-    return affine(split.images.shape[1], mean, std, device)
+    return affine(split.channels, mean, std, device)
 
 
 def normalise(images: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

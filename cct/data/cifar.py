@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import io
 import pickle
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .dataset import DataError, DataSet, Split
-from .files import expect_checksum, obtain
+from .files import expect_checksum, obtain, read_tar
 from .images import fit_all
+from .pictures import Reading
 from .published import CIFAR as SETS
 from .published import Form
 
@@ -46,7 +45,7 @@ def present(name: str, root: Path) -> Path | None:
     return found and found[1]
 
 
-def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
+def load(name: str, roots, reading: Reading, download: bool = True) -> DataSet:
     """Read one version of a set, each file against its checksum, size and label range."""
     spec = SETS[name]
     found = find(name, roots)
@@ -55,9 +54,10 @@ def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
     form, source = found
     files = form.train | form.test
     blobs = _read_archive(source, form, spec) if source.is_file() else _read_folder(source, files)
-    size = img_size or SIZE
+    size = reading.img_size or SIZE
     train, test = (
-        _split(spec, form, blobs, part, count, size) for part, count in zip((form.train, form.test), spec.counts, strict=True)
+        _split(spec, form, blobs, part, count, size, reading.interpolation)
+        for part, count in zip((form.train, form.test), spec.counts, strict=True)
     )
     return DataSet(
         name=name,
@@ -68,12 +68,13 @@ def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
         test=test,
         img_size=size,
         channels=3,
+        interpolation=reading.interpolation,
         source=str(source),
         split=f"published split: {len(train)} train, {len(test)} test",
     )
 
 
-def _split(spec, form, blobs, files, count, size):
+def _split(spec, form, blobs, files, count, size, interpolation):
     images, labels = [], []
     for file, expected in files.items():
         where, data = blobs.pop(file)
@@ -86,7 +87,7 @@ def _split(spec, form, blobs, files, count, size):
         images.append(x)
         labels.append(y)
     images = torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32)
-    return Split(fit_all(images, size), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
+    return Split(fit_all(images, size, interpolation=interpolation), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
 
 
 def _read_folder(folder, files):
@@ -100,24 +101,9 @@ def _read_folder(folder, files):
 
 
 def _read_archive(archive, form, spec):
-    """The members wanted, by name, in one pass; nothing is written, and links and other members are never followed."""
     wanted = {f"{form.folder}/{file}": file for file in form.train | form.test}
-    largest = max(spec.counts) * (PIXELS + 1024)
-    blobs = {}
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                file = wanted.get(member.name.removeprefix("./"))
-                if file and member.isreg() and member.size <= largest:
-                    blobs[file] = (f"{archive}/{member.name}", tar.extractfile(member).read())
-                if len(blobs) == len(wanted):
-                    break
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{archive}: cannot be read ({error}); delete it and run again to download it") from error
-    missing = [file for file in wanted.values() if file not in blobs]
-    if missing:
-        raise DataError(f"{archive}: lacks {form.folder}/{', '.join(missing)}; delete it and run again to download it")
-    return blobs
+    contents = read_tar(archive, wanted, max(spec.counts) * (PIXELS + 1024))
+    return {file: (f"{archive}/{form.folder}/{file}", data) for file, data in contents.items()}
 
 
 def parse_binary(data: bytes, where, n: int, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,7 @@ class DataSet:
     source: str
     split: str
     val: Split | StreamedSplit | None = None
+    tested_on: str = "test"  # "val" where a folder has only that one beside train
     pad: int = 0
     interpolation: str = "bicubic"
     crop_pct: float = 1.0

@@ -9,21 +9,23 @@ import torch
 from .dataset import DataError, DataSet, Split
 from .draws import stratified
 from .images import fit_all
+from .pictures import Reading
 
 DEFAULT_SIZE = (16, 16)
 # Of the 8 x 8 training images, pixels in [0, 1].
 MEAN, STD = (0.3057,), (0.3764,)
 
 
-def load(img_size) -> DataSet:
+def load(reading: Reading) -> DataSet:
     # scikit-learn takes a second to import; only this set needs it.
     from sklearn.datasets import load_digits
 
+    size = reading.img_size or DEFAULT_SIZE
     bunch = load_digits()
     if bunch.images.shape != (1797, 8, 8):
         raise DataError(f"digits: scikit-learn gave images {bunch.images.shape}; expected (1797, 8, 8): install it again")
     pixels = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8)[:, None]
-    whole = Split(fit_all(pixels, img_size), torch.from_numpy(bunch.target).to(torch.int64))
+    whole = Split(fit_all(pixels, size, interpolation=reading.interpolation), torch.from_numpy(bunch.target).to(torch.int64))
     train, test = stratified(whole.labels, 0.2)
     return DataSet(
         name="digits",
@@ -32,8 +34,9 @@ def load(img_size) -> DataSet:
         std=STD,
         train=whole.subset(train),
         test=whole.subset(test),
-        img_size=img_size,
+        img_size=size,
         channels=1,
+        interpolation=reading.interpolation,
         source="embedded in scikit-learn",
         split=f"fixed stratified split: {len(train)} train, {len(test)} test",
         flip=False,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file: `url` ends in its name, `sha256` is of its bytes."""
+    """A published file: `url` ends in its name, `sha256` is of its bytes (or their md5, where only that is published)."""
 
     url: str
     sha256: str
@@ -41,11 +43,15 @@ def checksum(data: bytes, algorithm="sha256") -> str:
     return hashlib.new(algorithm, data, usedforsecurity=False).hexdigest()
 
 
+def _algorithm(digest: str) -> str:
+    return "md5" if len(digest) == 32 else "sha256"
+
+
 def expect_checksum(data: bytes, expected: str | None, where):
     """`expected` is a sha256, or the md5 (32 digits) where only that is published; None: nothing is known."""
     if expected is None:
         return
-    algorithm = "md5" if len(expected) == 32 else "sha256"
+    algorithm = _algorithm(expected)
     got = checksum(data, algorithm)
     if got != expected:
         raise DataError(
@@ -72,6 +78,30 @@ def _advice(remote, folder, searched):
     return f"Put {remote.file} (published at {remote.url}) into {folder}, or name its folder as data_dir; searched: {looked}"
 
 
+def read_tar(archive: Path, wanted: dict[str, str], largest: int) -> dict[str, bytes]:
+    """Members of a tar.gz by name, in one pass: {key: content} for `wanted`, member name -> key.
+
+    Nothing is written; links, other members and members of more than `largest` bytes are never followed or read. Raises
+    DataError for an archive that is damaged or lacks one.
+    """
+    contents = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                key = wanted.get(member.name.removeprefix("./"))
+                if key is not None and member.isreg() and member.size <= largest:
+                    contents[key] = tar.extractfile(member).read()
+                if len(contents) == len(wanted):
+                    break
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{archive}: cannot be read ({error}); delete it and run again to download it") from error
+    missing = [name for name, key in wanted.items() if key not in contents]
+    if missing:
+        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
+        raise DataError(f"{archive}: lacks {', '.join(missing[:6])}{more}; delete it and run again to download it")
+    return contents
+
+
 def _download(remote: Remote, folder: Path) -> Path:
     """To FILE.part, continued if one is there, and renamed only when the checksum is right."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +115,13 @@ def _download(remote: Remote, folder: Path) -> Path:
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: the partial file is already complete, so the checksum decides
             raise
-    got = checksum(part.read_bytes())
+    algorithm = _algorithm(remote.sha256)
+    got = checksum(part.read_bytes(), algorithm)
     if got != remote.sha256:
         part.unlink()
-        raise DataError(f"{remote.url}: the download has sha256 {got}, published is {remote.sha256}; it was deleted, run again")
+        raise DataError(
+            f"{remote.url}: the download has {algorithm} {got}, published is {remote.sha256}; it was deleted, run again"
+        )
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, target)

@@ -11,24 +11,24 @@ channel, any other three.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
-import torch
 from PIL import Image
 
-from .dataset import DataError, DataSet, Split
+from .dataset import DataError, DataSet
 from .draws import stratified
-from .images import read_pixels
+from .pictures import Reading, expect_readable, parallel
+from .pictures import splits as read_splits
+from .streamed import Picture
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 TEST_FRACTION = 0.2
 # The usual ImageNet statistics; for grey images the mean over the channels.
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+IMAGENET_CLASSES, IMAGENET_SIZE = 1000, (224, 224)
 GREY_MODES = ("1", "L", "LA", "La")
 
 
@@ -106,75 +106,49 @@ def probe(path: Path, whole: bool = False) -> Probe:
         return Probe(error=str(error) or type(error).__name__)
 
 
-def parallel(function: Callable, items: Iterable) -> list:
-    """In order, on all cores: Pillow decodes and resizes without holding the interpreter lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
-
-
 def usual_size(sizes) -> tuple[int, int]:
     """The median short side, rounded to a multiple of 32 between 32 and 224, for both sides."""
     side = min(224, max(32, round(median_low(min(size) for size in sizes) / 32) * 32))
     return side, side
 
 
-def load(root: Path, img_size=None) -> DataSet:
-    """Read a folder of images into memory. Every image that cannot be read is named."""
+def load(root: Path, reading: Reading) -> DataSet:
+    """Read a folder of images. Every image that cannot be read is named."""
     listing = scan(root)
     paths = [path for files in listing.files.values() for path, _ in files]
     probes = parallel(probe, paths)
-    _expect_readable(root, paths, [p.error for p in probes])
-    size = img_size or usual_size(p.size for p in probes)
-    channels = 1 if all(p.grey for p in probes) else 3
-    _expect_memory(root, len(paths) * channels * size[0] * size[1], len(paths), size)
-    splits = _read(root, listing, channels, size)
-    counts = ", ".join(f"{folder or 'all'}/ {len(splits[split])} images" for split, folder in listing.folders.items())
-    if "test" in splits:
-        note = counts
-    elif "val" in splits:
-        splits["test"] = splits.pop("val")
-        note = f"{counts}; tested on {listing.folders['val']}/, there is no test/"
-    else:
+    expect_readable(root, paths, [p.error for p in probes])
+    frame = reading.frame(usual_size(p.size for p in probes), 1 if all(p.grey for p in probes) else 3)
+    return _data_set("folder", root, listing, frame, reading)
+
+
+def load_imagenet(root: Path, reading: Reading) -> DataSet:
+    """ImageNet-1k (O. Russakovsky et al., 2015) as DIR/train/CLASS and DIR/val/CLASS, 1000 classes; files are opened later."""
+    listing = scan(root)
+    if len(listing.classes) != IMAGENET_CLASSES:
+        raise DataError(
+            f"{root / listing.folders['train']}: holds {len(listing.classes)} classes; ImageNet-1k has {IMAGENET_CLASSES}: "
+            "complete it, or read it as --data folder"
+        )
+    if len(listing.folders) < 2:
+        raise DataError(f"{root}: there is no val/ beside the images to train on; sort the validation images into val/CLASS/")
+    return _data_set("imagenet", root, listing, reading.frame(IMAGENET_SIZE, 3), reading)
+
+
+def _data_set(name, root, listing, frame, reading):
+    pictures = {split: [Picture(*file) for file in files] for split, files in listing.files.items()}
+    splits = read_splits(root, pictures, frame, reading.stream)
+    note = ", ".join(f"{folder or 'all'}/ {len(splits[split])} images" for split, folder in listing.folders.items())
+    tested_on = "test"
+    if "test" not in splits and "val" in splits:
+        splits["test"], tested_on = splits.pop("val"), "val"
+        note += f"; tested on {listing.folders['val']}/, there is no test/"
+    elif "test" not in splits:
         kept, held = stratified(splits["train"].labels, TEST_FRACTION)
         splits |= {"train": splits["train"].subset(kept), "test": splits["train"].subset(held)}
-        note = f"{counts}; fixed stratified split: {len(kept)} train, {len(held)} test"
-    mean, std = IMAGENET[channels]
+        note += f"; fixed stratified split: {len(kept)} train, {len(held)} test"
+    mean, std = IMAGENET[frame.channels]
     return DataSet(
-        "folder", listing.classes, mean, std, img_size=size, channels=channels, source=str(root), split=note, **splits
-    )
-
-
-def _read(root, listing, channels, size):
-    splits = {}
-    for split, files in listing.files.items():
-        images = torch.empty(len(files), channels, *size, dtype=torch.uint8)
-
-        def read(item, target=images.numpy()):  # noqa: B008 - bound now, to this split
-            number, path = item
-            try:
-                target[number] = read_pixels(path, channels, size)
-            except DataError as error:
-                return str(error.__cause__ or error)
-            return ""
-
-        paths = [path for path, _ in files]
-        _expect_readable(root, paths, parallel(read, enumerate(paths)))
-        splits[split] = Split(images, torch.tensor([label for _, label in files]))
-    return splits
-
-
-def _expect_readable(root, paths, errors):
-    bad = [(path, error) for path, error in zip(paths, errors, strict=True) if error]
-    if bad:
-        shown = "".join(f"\n  {path}: {error}" for path, error in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise DataError(f"{root}: {len(bad)} of {len(paths)} images cannot be read; replace or remove them:{shown}{more}")
-
-
-def _expect_memory(root, needed, count, size):
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > total:
-        raise DataError(
-            f"{root}: {count} images of {size[0]} x {size[1]} need {needed / 2**30:.1f} GiB, this machine has "
-            f"{total / 2**30:.1f}; choose a smaller img_size"
-        )
+        name, listing.classes, mean, std, img_size=frame.size, channels=frame.channels, source=str(root), split=note,
+        tested_on=tested_on, interpolation=frame.interpolation, crop_pct=frame.crop_pct, **splits,
+    )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from .dataset import DataError, DataSet, Split
 from .files import Remote, checksum, expect_checksum, obtain
 from .images import fit_all
+from .pictures import Reading
 from .published import FILES
 from .published import MNIST as SETS
 
@@ -40,10 +41,10 @@ def present(name: str, root: Path) -> Path | None:
     return next((path for file in FILES if (path := find(name, [root], file))), None)
 
 
-def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
+def load(name: str, roots, reading: Reading, download: bool = True) -> DataSet:
     """Read the four files of a set, each against its size, magic number and sha256."""
     spec = SETS[name]
-    size = img_size or DEFAULT_SIZE
+    size = reading.img_size or DEFAULT_SIZE
     pad = 0 if size == (SIDE, SIDE) else min(size) // 16
     splits, source = [], None
     for prefix, count in zip(("train", "t10k"), spec.counts, strict=True):
@@ -51,7 +52,7 @@ def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
         labels, path = _read(name, roots, f"{prefix}-labels-idx1-ubyte", (count,), download)
         if count and labels.max() >= len(spec.classes):
             raise DataError(f"{path}: holds the label {labels.max()}; expected 0 to {len(spec.classes) - 1}; delete it")
-        splits.append(Split(fit_all(images[:, None], size, pad), labels.to(torch.int64)))
+        splits.append(Split(fit_all(images[:, None], size, pad, reading.interpolation), labels.to(torch.int64)))
         source = source or path.parent
     return DataSet(
         name=name,
@@ -62,6 +63,7 @@ def load(name: str, roots, img_size=None, download: bool = True) -> DataSet:
         test=splits[1],
         img_size=size,
         channels=1,
+        interpolation=reading.interpolation,
         source=str(source),
         split=f"published split: {len(splits[0])} train, {len(splits[1])} test",
         pad=pad,

@@ -189,3 +189,57 @@ CIFAR = {
         ),
     ),
 }
+
+
+@dataclass(frozen=True)
+class OtherSet:
+    """Files with addresses and md5s; counts: images in train, test; folders: below a search folder, the first downloads."""
+
+    title: str
+    classes: int
+    remotes: tuple[Remote, ...]
+    folders: tuple[str, ...]
+    counts: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
+
+# Mean and std as in the official recipe.
+FLOWERS = OtherSet(
+    title="Flowers-102",
+    classes=102,
+    remotes=(
+        Remote(_OXFORD + "flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"),
+        Remote(_OXFORD + "flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
+        Remote(_OXFORD + "flowers/102/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c"),
+    ),
+    folders=("flowers102", "flowers-102", "flower_data"),
+    mean=(0.4353, 0.3773, 0.2872),
+    std=(0.2966, 0.2455, 0.2698),
+)
+
+PETS = OtherSet(
+    title="Oxford-IIIT Pet",
+    classes=37,
+    remotes=(
+        Remote(_OXFORD + "pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f"),
+        Remote(_OXFORD + "pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+    ),
+    folders=("pets", "oxford-iiit-pet"),
+)
+
+# Mean and std of the training images, pixels in [0, 1].
+SVHN = OtherSet(
+    title="SVHN",
+    classes=10,
+    remotes=(
+        Remote("http://ufldl.stanford.edu/housenumbers/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        Remote("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
+    ),
+    folders=("svhn",),
+    counts=(73257, 26032),
+    mean=(0.4377, 0.4438, 0.4728),
+    std=(0.1980, 0.2010, 0.1970),
+)

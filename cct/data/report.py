@@ -14,6 +14,7 @@ from rich.table import Table
 from . import folder
 from .dataset import DataError, DataSet
 from .mnist import WrongSet
+from .pictures import Reading, parallel
 from .readers import FILE_READERS, NAMES, load
 
 CLASSES_SHOWN = 120
@@ -90,7 +91,7 @@ def _check_published(root: Path) -> Report | None:
         if path is None or path in claimed:
             continue
         try:
-            parts.append(_describe(reader.load(name, [root], download=False)))
+            parts.append(_describe(reader.load(name, [root], Reading(), download=False)))
         except WrongSet:
             continue
         except DataError as error:
@@ -116,7 +117,7 @@ def _describe(data: DataSet) -> Report:
 def _check_folder(root: Path) -> Report:
     listing = folder.scan(root)
     paths = [path for files in listing.files.values() for path, _ in files]
-    probes = folder.parallel(lambda path: folder.probe(path, whole=True), paths)
+    probes = parallel(lambda path: folder.probe(path, whole=True), paths)
     good = [p for p in probes if not p.error]
     places = ", ".join(
         f"{split} in {name}/" if name else "no train/ folder: DIR/CLASS/*" for split, name in listing.folders.items()

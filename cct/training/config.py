@@ -94,7 +94,7 @@ class Config:
     crop_padding: int | None = maybe("random crop after this much zero padding; usual for the data if not given", low=0)
     flip: bool | None = maybe("random horizontal flip; usual for the data set if not given")
     aa: str | None = maybe("policy: rand-m9-mstd0.5-inc1 and the like, or autoaugment (CIFAR-10)", metavar="POLICY")
-    color_jitter: tuple[float, ...] | None = maybe("brightness, contrast, saturation; not beside a policy", low=0)
+    color_jitter: float = option(0.0, "most change of brightness, contrast and saturation; not beside a policy", low=0)
     scale: tuple[float, ...] | None = maybe(
         "random resized crop: least and greatest part of the area", above=0, high=1, length=2
     )
@@ -154,6 +154,13 @@ class Config:
         names = ("img_size", "val_split", "interpolation", "crop_pct", "mean", "std", "samples_per_class", "stream")
         return {name: getattr(self, name) for name in names}
 
+    def augmentation(self):
+        """Keyword arguments of `cct.data.Augment`; crop_padding and flip must have been resolved."""
+        names = ("vflip", "scale", "ratio", "train_interpolation", "aa", "color_jitter", "reprob", "remode", "recount", "mixup")
+        names += ("cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "mixup_off_epoch", "smoothing")
+        hflip = 0.5 if self.hflip is None else self.hflip
+        return {"crop_padding": self.crop_padding, "flip": self.flip, "hflip": hflip, **{n: getattr(self, n) for n in names}}
+
     def model_arguments(self):
         """`model_kwargs` and the dropout rates that were given, under the names of the models.
 
@@ -182,8 +189,8 @@ def coerce(name, value):
         value = value.replace("-", "_")
     elif name == "tta" and value in (0, "0"):
         value = "none"
-    elif name == "color_jitter" and isinstance(value, int | float) and not isinstance(value, bool):
-        value = [value] * 3
+    elif name == "color_jitter" and value is None:
+        value = 0.0
     value = convert(name, value, KINDS[name], FIELDS[name].metadata)
     if name == "fused" and isinstance(value, str) and value != "strict":
         raise ConfigError(f"fused: got {value!r}, expected true, false or 'strict'")

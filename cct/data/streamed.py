@@ -1,0 +1,128 @@
+"""Image files that are decoded while the model trains: for folders that do not fit into memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from .augment import Augment, crops
+from .augment.program import BILINEAR, FILTER, FLIPS
+from .images import as_array, fit, open_image
+
+AHEAD = 2  # batches that are decoded in advance
+
+
+class Picture(NamedTuple):
+    """An image file and its class. where: its name in messages; content: its bytes, where they lie in memory (archives)."""
+
+    where: Path | str
+    label: int
+    content: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a picture becomes: uint8 (channels, *size). crop_pct counts at evaluation, see `images.fit`."""
+
+    size: tuple[int, int]
+    channels: int
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    def read(self, picture: Picture, crop_pct: float = 1.0):
+        """The whole picture, as `images.fit` puts it into the frame."""
+        image = open_image(picture.where, self.channels, picture.content)
+        return as_array(fit(image, self.size, self.interpolation, crop_pct))
+
+    def read_crop(self, picture: Picture, augment: Augment, seed: int, epoch: int, index: int):
+        """The random resized crop of `augment`, cut from the picture at its own size, with its mirror images."""
+        image = open_image(picture.where, self.channels, picture.content)
+        hflip, vflip = (augment.hflip, augment.vflip) if augment.flip else (0.0, 0.0)
+        _, args = crops.resized_crop(
+            seed, epoch, torch.tensor([index]), image.size[::-1], augment.scale, augment.ratio, augment.train_interpolation,
+            hflip, vflip,
+        )  # fmt: skip
+        top, left, height, width, *_ = (int(value) for value in args[0])
+        filter = Image.Resampling.BILINEAR if args[0, FILTER] == BILINEAR else Image.Resampling.BICUBIC
+        image = image.crop((left, top, left + width, top + height)).resize(self.size[::-1], filter)
+        for bit, turn in ((1, Image.Transpose.FLIP_LEFT_RIGHT), (2, Image.Transpose.FLIP_TOP_BOTTOM)):
+            if int(args[0, FLIPS]) & bit:
+                image = image.transpose(turn)
+        return as_array(image)
+
+
+class StreamedSplit:
+    """A `Split` whose pixels are read on demand, on all cores, AHEAD batches in advance.
+
+    Memory: AHEAD + 1 batches of uint8 pixels, and one picture at its own size for each core. A random resized crop is cut from
+    the picture itself, as timm does; in memory it can only be cut from the resized one. Whatever is read is a function of
+    (seed, epoch, index of the sample), as in memory.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, pictures, frame: Frame):
+        self.pictures, self.frame = list(pictures), frame
+        self.labels = torch.tensor([picture.label for picture in self.pictures], dtype=torch.int64)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    @property
+    def channels(self) -> int:
+        return self.frame.channels
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return self.frame.size
+
+    def to(self, device) -> StreamedSplit:
+        """Itself: the batches go to the device, not the split."""
+        return self
+
+    def subset(self, index) -> StreamedSplit:
+        return StreamedSplit([self.pictures[i] for i in self._numbers(index)], self.frame)
+
+    def fetch(self, indices, augment: Augment | None = None, seed: int = 0, epoch: int = 0):
+        """As `Split.fetch`; without `augment` as at evaluation, with a random resized crop this is done here.
+
+        Raises DataError, when the batch is taken, for a picture that does not decode.
+        """
+        if augment is None:
+            return None, self._batches(indices, lambda i: self.frame.read(self.pictures[i], self.frame.crop_pct))
+        if augment.scale is None:
+            return augment, self._batches(indices, lambda i: self.frame.read(self.pictures[i]))
+        rest = replace(augment, scale=None, crop_padding=0, flip=False)
+        return rest, self._batches(indices, lambda i: self.frame.read_crop(self.pictures[i], augment, seed, epoch, i))
+
+    def _batches(self, indices, read):
+        """A batch for each of `indices`, in order; the next AHEAD ones are being read meanwhile."""
+        pool = ThreadPoolExecutor(os.cpu_count())
+        running = deque()
+        try:
+            for index in itertools.chain(indices, [None] * AHEAD):
+                if index is not None:
+                    running.append([pool.submit(read, i) for i in self._numbers(index)])
+                if running and (index is None or len(running) > AHEAD):
+                    yield self._stack(running.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _stack(self, futures):
+        batch = torch.empty(len(futures), self.frame.channels, *self.frame.size, dtype=torch.uint8)
+        for target, future in zip(batch.numpy(), futures, strict=True):
+            target[:] = future.result()
+        return batch
+
+    def _numbers(self, index):
+        if isinstance(index, slice):
+            return range(len(self))[index]
+        return index.tolist() if isinstance(index, torch.Tensor) else index
