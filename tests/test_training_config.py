@@ -1,9 +1,16 @@
 """Configuration: defaults, files and flags, and the errors that name the key."""
 
-import pytest
+import dataclasses
 
+import pytest
+import torch
+
+from cct import recipes
+from cct.models import list_models
 from cct.training.config import FIELDS, Config, ConfigError, coerce, read_yaml, resolve
 from cct.training.defaults import DEFAULTS
+from cct.training.optim import make_optimizer
+from cct.training.setup import make_augment, prepare
 
 
 def write(path, text):
@@ -158,3 +165,103 @@ def test_keys_of_timm(tmp_path, caplog):
 def test_keys_of_timm_that_cannot_be_followed(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         resolve({}, write(tmp_path / "a.yaml", text))
+
+
+def test_optimizer_and_model_follow_their_keys():
+    weight = torch.nn.Linear(2, 2)
+    adamw = make_optimizer(weight, Config(opt_eps=1e-6, opt_betas=(0.8, 0.99)))
+    assert adamw.defaults["eps"] == 1e-6 and adamw.defaults["betas"] == (0.8, 0.99)
+    assert [make_optimizer(weight, Config(opt=opt)).defaults["nesterov"] for opt in ("sgd", "momentum")] == [True, False]
+    config = resolve({"drop": 0.2, "attn_drop": 0.0, "drop_path": 0.3, "num_classes": 10, "scale": "0.8 1", "threads": 1})
+    setup = prepare(config)
+    kwargs = setup.model.config["kwargs"]
+    assert (kwargs["dropout"], kwargs["attention_dropout"], kwargs["stochastic_depth"]) == (0.2, 0.0, 0.3)
+    assert (setup.config.crop_padding, setup.config.flip, setup.augment.scale) == (0, False, (0.8, 1.0))
+    with pytest.raises(ConfigError, match="num_classes: got 7; embedded in scikit-learn has 10"):
+        prepare(resolve({"num_classes": 7}))
+
+
+# The official files: what all have in common, what belongs to a data set, and what is special to each of them.
+COMMON = """
+interpolation: bicubic
+train_interpolation: random
+aa: rand-m9-mstd0.5-inc1
+mixup: 0.8
+mixup_prob: 1.0
+mixup_mode: batch
+mixup_switch_prob: 0.5
+cutmix: 1.0
+remode: pixel
+amp: True
+cooldown_epochs: 10
+opt: adamw
+smoothing: 0.1
+workers: 8
+"""
+MEANS = {
+    "cifar10": ("[0.4914, 0.4822, 0.4465]", "[0.2470, 0.2435, 0.2616]"),
+    "cifar100": ("[0.5071, 0.4867, 0.4408]", "[0.2675, 0.2565, 0.2761]"),
+    "flowers102": ("[0.4353, 0.3773, 0.2872]", "[0.2966, 0.2455, 0.2698]"),
+    "imagenet": ("[0.485, 0.456, 0.406]", "[0.229, 0.224, 0.225]"),
+}
+# dataset, model, classes, side, batch, lr, min_lr, sched, weight decay, epochs, warm-up epochs and rate, reprob, off epoch
+OFFICIAL = [
+    ("cifar10", None, 10, 32, 128, "55e-5", "1e-5", "cosine", "6e-2", 300, 10, "0.00001", 0.25, 175),
+    ("cifar100", None, 100, 32, 128, "6e-4", "1e-5", "cosine", "6e-2", 300, 10, "0.000001", 0.25, 0),
+    ("flowers102", None, 102, 224, 96, "5e-4", "1e-5", "cosine", "6e-2", 300, 10, "0.000001", 0.25, 0),
+    ("imagenet", None, 1000, 224, 128, "5e-4", "1e-5", "cosine", "5e-2", 300, 25, "0.000001", 0.25, 0),
+    ("cifar10", "cct_7-3x1_32", 10, 32, 128, "55e-5", "1e-5", "cosine", "6e-2", 300, 10, "0.00001", 0.0, 175),
+    ("cifar10", "cct_7-3x1_32_sine", 10, 32, 128, "5e-4", "1e-5", "cosine", "5e-2", 1500, 10, "0.00001", 0.25, 0),
+    ("cifar10", "cct_7-3x1_32_sine", 10, 32, 128, "5e-4", "1e-5", "cosine", "5e-2", 5000, 10, "0.00001", 0.25, 0),
+    ("cifar100", "cct_7-3x1_32", 100, 32, 128, "6e-4", "1e-5", "cosine", "6e-2", 300, 10, "0.000001", 0.25, 0),
+    ("cifar100", "cct_7-3x1_32_sine", 100, 32, 128, "7e-4", "1e-5", "cosine", "5e-2", 1500, 10, "0.000001", 0.25, 0),
+    ("cifar100", "cct_7-3x1_32_sine", 100, 32, 128, "5e-4", "1e-5", "cosine", "5e-2", 5000, 10, "0.000001", 0.25, 0),
+    ("flowers102", "cct_7-7x2_224_sine", 102, 224, 96, "5e-4", "1e-5", "cosine", "6e-2", 300, 10, "0.000001", 0.25, 0),
+    ("imagenet", "cct_14_7x2_224", 1000, 224, 128, "5e-4", "1e-5", "cosine", "5e-2", 300, 10, "0.000001", 0.25, 0),
+    ("imagenet", "cct_14_7x2_224", 1000, 384, 96, "1e-5", "0", "cosine", "0", 30, 0, "0.0", 0.25, 0),
+    ("flowers102", "cct_14_7x2_384", 102, 384, 20, "5e-5", "1e-8", None, "5e-2", 300, 10, "0.000001", 0.25, 0),
+]
+
+
+@pytest.mark.parametrize("official", OFFICIAL, ids=lambda o: f"{o[1] or 'dataset'}-{o[0]}-{o[3]}-{o[9]}")
+def test_official_files_run_unchanged(official, tmp_path):
+    """Each key of the official files in their own spelling, and the configuration that comes of it."""
+    data, model, classes, side, batch, lr, min_lr, sched, decay, epochs, warmup, warmup_lr, reprob, off = official
+    crop, scale = (0.9, [0.08, 1.0]) if data == "imagenet" else (1.0, [0.8, 1.0])
+    mean, std = MEANS[data]
+    text = f"dataset: {data}\nnum_classes: {classes}\nimg_size: {side}\nmean: {mean}\nstd: {std}\ncrop_pct: {crop}\n"
+    text += f"scale: {scale}\nmixup_off_epoch: {off}\nreprob: {reprob}\nbatch_size: {batch}\nlr: {lr}\nmin_lr: {min_lr}\n"
+    text += f"weight_decay: {decay}\nepochs: {epochs}\nwarmup_epochs: {warmup}\nwarmup_lr: {warmup_lr}\n{COMMON}"
+    text += f"sched: {sched}\n" if sched else ""
+    text += "train_split: train\nval_split: valid\n" if data == "flowers102" else ""
+    text += f"model: {model}\nmodel_ema: False\n" if model else ""
+    text += "pretrained: True\n" if side == 384 else ""
+    config = resolve({"device": "cpu"}, write(tmp_path / "official.yml", text))
+
+    assert config == Config(
+        data=data, model=(model or "cct_2_3x2").replace("-", "_"), num_classes=classes, img_size=side, crop_pct=crop,
+        mean=tuple(float(x) for x in mean[1:-1].split(",")), std=tuple(float(x) for x in std[1:-1].split(",")),
+        pretrained=side == 384, val_split="valid" if data == "flowers102" else None,
+        batch_size=batch, lr=float(lr), min_lr=float(min_lr), sched=sched or "step", weight_decay=float(decay),
+        epochs=epochs, warmup_epochs=warmup, warmup_lr=float(warmup_lr), cooldown_epochs=10,
+        scale=tuple(scale), aa="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, mixup_off_epoch=off, reprob=reprob,
+        crop_padding=0, hflip=0.5, smoothing=0.1, amp="bf16", device="cpu",
+    )  # fmt: skip
+    if model:
+        assert config.model in list_models()
+    augment = make_augment(dataclasses.replace(config, flip=True))
+    assert augment.mixes and augment.policy is not None and augment.hflip == 0.5
+
+
+def test_recipes_are_the_official_files(tmp_path):
+    """The recipe of a released checkpoint trains as its official file does, where both speak."""
+    file = write(
+        tmp_path / "a.yml",
+        f"dataset: cifar10\nreprob: 0\nlr: 55e-5\nmin_lr: 1e-5\nsched: cosine\nweight_decay: 6e-2\n{COMMON}"
+        "model: cct_7-3x1_32\nbatch_size: 128\nepochs: 300\nwarmup_epochs: 10\nwarmup_lr: 0.00001\nmixup_off_epoch: 175\nscale: [0.8, 1.0]",
+    )
+    official, recipe = (
+        resolve({"flip": True}, file),
+        resolve({"flip": True, "crop_padding": 0}, recipes.path("cct_7_3x1-cifar10")),
+    )
+    assert official == recipe

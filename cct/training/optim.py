@@ -19,12 +19,14 @@ def parameter_groups(model, weight_decay, decay_all=False):
 
 
 def make_optimizer(model, config):
-    """AdamW (beta 0.9, 0.999, eps 1e-8) or SGD with Nesterov momentum, in PyTorch's fused form where it runs."""
+    """AdamW (betas 0.9, 0.999, eps 1e-8 if not given) or SGD with momentum, Nesterov's for "sgd"; fused where it runs."""
     groups = parameter_groups(model, config.weight_decay, config.decay_all)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
-    if config.opt == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+    if config.opt in ("sgd", "momentum"):
+        nesterov = config.opt == "sgd" and config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    betas, eps = config.opt_betas or (0.9, 0.999), config.opt_eps or 1e-8
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=eps, fused=fused)
 
 
 def set_learning_rate(optimizer, lr):

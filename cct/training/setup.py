@@ -48,23 +48,23 @@ def prepare(config, workers=None, *, pretrained=True):
     if config.threads is not None or workers.count > 1:  # torchrun gives one thread, however many cores there are
         torch.set_num_threads(config.threads or max(1, os.cpu_count() // workers.local_count))
     with workers.first_here_first():
-        data = cct.data.load(config.data, config.data_dir, img_size=config.img_size, val_split=config.val_split)
+        data = cct.data.load(config.data, config.data_dir, **config.data_arguments())
+    if config.num_classes not in (None, data.num_classes):
+        raise ConfigError(f"num_classes: got {config.num_classes}; {data.source} has {data.num_classes}; leave the key out")
     config = dataclasses.replace(
         config,
         data_dir=None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute()),
         device=str(device) if workers.count == 1 else device.type,
         threads=torch.get_num_threads(),
         warmup_epochs=warmup_epochs(config),
-        crop_padding=data.augment.crop_padding if config.crop_padding is None else config.crop_padding,
-        flip=data.augment.flip if config.flip is None else config.flip,
+        **resolved_crop_and_flip(config, data.augment),
     )
     torch.manual_seed(config.seed)
     model = make_model(
         config.model, pretrained=config.pretrained if pretrained else False, num_classes=data.num_classes,
-        img_size=data.img_size, in_chans=data.channels, fused=config.fused, **config.model_kwargs,
+        img_size=data.img_size, in_chans=data.channels, fused=config.fused, **config.model_arguments(),
     )  # fmt: skip
-    augment = Augment(crop_padding=config.crop_padding, flip=config.flip)
-    return Setup(config, device, data, model.to(device), augment, Classification(config.smoothing))
+    return Setup(config, device, data, model.to(device), make_augment(config), Classification(config.smoothing))
 
 
 def choose_device(name, workers=None):
@@ -92,6 +92,24 @@ def make_model(name, **kwargs):
     try:
         return create_model(name, **kwargs)
     except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def resolved_crop_and_flip(config, usual):
+    """What stands for crop_padding and flip where they are not given: those of the data, or what scale and hflip say."""
+    padding = 0 if config.scale is not None else usual.crop_padding
+    flip = usual.flip or config.hflip is not None
+    return {
+        "crop_padding": padding if config.crop_padding is None else config.crop_padding,
+        "flip": flip if config.flip is None else config.flip,
+    }
+
+
+def make_augment(config):
+    """The `Augment` of a configuration whose crop_padding and flip are resolved."""
+    try:
+        return Augment(**config.augmentation())
+    except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
