@@ -21,7 +21,10 @@ def read_metrics(path):
 
 
 def draw_curve(rows, path, title="", note=""):
-    """Draw the rows of metrics.csv (dicts, at least one) to the PNG `path`. note: said above the loss, in small letters."""
+    """Draw the rows of metrics.csv (dicts, at least one) to the PNG `path`; a value may be missing or None.
+
+    note: said above the loss, in small letters.
+    """
     figure = Figure(figsize=(10, 4.2), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -34,17 +37,16 @@ def draw_curve(rows, path, title="", note=""):
 
 
 def _panel(axes, rows, quantity, scale, title, form):
-    epochs = [row["epoch"] for row in rows]
     few = len(rows) < 3
     ends = []
     for kind, (name, color) in LINES.items():
-        key = f"{kind}_{quantity}"
-        if key in rows[0]:
-            values = [scale * row[key] for row in rows]
+        points = _points(rows, f"{kind}_{quantity}")
+        if points:
+            epochs, values = [epoch for epoch, _ in points], [scale * value for _, value in points]
             axes.plot(epochs, values, color=color, linewidth=1.8, marker="o" if few else None, markersize=4)
             ends.append((values[-1], f"{name} {form.format(values[-1])}", color))
     if few:
-        axes.set_xticks(epochs)
+        axes.set_xticks([row["epoch"] for row in rows])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_title(title, loc="left", fontsize=10, color=INK)
@@ -56,7 +58,12 @@ def _panel(axes, rows, quantity, scale, title, form):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     axes.margins(x=0.02)
-    _label_ends(axes, epochs[-1], ends)
+    _label_ends(axes, rows[-1]["epoch"], ends)
+
+
+def _points(rows, key):
+    """(epoch, value) of each row that has a value: not every epoch is evaluated."""
+    return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
 
 
 def _label_ends(axes, x, ends):
@@ -75,8 +82,9 @@ def _label_ends(axes, x, ends):
 
 
 def _mark_best(axes, rows):
-    kind = "val" if "val_top1" in rows[0] else "test"
-    best, color = max(rows, key=lambda row: row[f"{kind}_top1"]), LINES[kind][1]
-    value = 100 * best[f"{kind}_top1"]
-    axes.plot([best["epoch"]], [value], marker="o", markersize=7, markerfacecolor="white", markeredgecolor=color)
-    axes.set_title(f"best {value:.2f} % at epoch {best['epoch']:.0f}", loc="right", fontsize=9, color=color)
+    kind = "val" if _points(rows, "val_top1") else "test"
+    color = LINES[kind][1]
+    epoch, value = max(_points(rows, f"{kind}_top1"), key=lambda point: point[1], default=(None, None))
+    if epoch is not None:
+        axes.plot([epoch], [100 * value], marker="o", markersize=7, markerfacecolor="white", markeredgecolor=color)
+        axes.set_title(f"best {100 * value:.2f} % at epoch {epoch:.0f}", loc="right", fontsize=9, color=color)
