@@ -12,8 +12,8 @@ PEER_FACTOR = 10  # a peer may be this much less accurate than the rule allows u
 
 
 class Session:
-    def __init__(self, *, rounds, min_time, threads, peers, folder):
-        self.rounds, self.min_time, self.threads, self.folder = rounds, min_time, threads, folder
+    def __init__(self, *, rounds, min_time, threads, peers, folder, timer=interleave):
+        self.rounds, self.min_time, self.threads, self.folder, self.timer = rounds, min_time, threads, folder, timer
         self.chosen, self.rows = peers, []
         torch.set_num_threads(threads)
 
@@ -37,7 +37,7 @@ class Session:
                     raise
                 missing[name] = "left out: " + (str(error).strip().splitlines() or [repr(error)])[0][:200]
         device = key["device"]
-        times = interleave(calls, rounds=self.rounds, min_time=self.min_time, device=device)
+        times = self.timer(calls, rounds=self.rounds, min_time=self.min_time, device=device)
         measured = roof.measure(device, getattr(torch, key["dtype"]), moved)
         peers = {name: dataclasses.asdict(t) for name, t in times.items()}
         key = {**key, "threads": self.threads}

@@ -8,7 +8,7 @@ from pathlib import Path
 from .record import RESULTS, best_peer, share_of_roof
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-KEY = ("kind", "what", "direction", "device", "dtype", "batch", "threads")
+KEY = ("kind", "what", "direction", "device", "dtype", "batch", "threads", "stage")
 
 
 def load(folder=RESULTS):
@@ -44,15 +44,15 @@ def _line(row):
         " ".join(filter(None, [row["kind"], row["what"], row.get("direction")])),
         row["batch"],
         row["dtype"],
-        _value(row, ours),
-        f"{best[0]} {_value(row, best[1])}" if best else "none",
+        value(row, ours),
+        f"{best[0]} {value(row, best[1])}" if best else "none",
         f"{best[1] / ours:.2f}x" if best else "",
         "" if share is None else f"{share:.0%}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _value(row, value):
+def value(row, value):
     if row["unit"] == "bytes":
         return f"{value / 1e6:.0f} MB"
     if row["kind"] in ("inference", "training"):

@@ -1,0 +1,104 @@
+"""On a GPU: every op on each of its backends and every case by the numerics rule, streams and compilation, whole models."""
+
+import pytest
+import torch
+
+import cct_kernels
+from cct.models import create_model
+from cct_kernels import reference, testing
+from cct_kernels.dispatch import TABLE, why_not
+from cct_kernels.testing import assert_no_worse, compare, make_inputs, poisoned_memory, run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+DTYPES = [torch.bfloat16, torch.float32, torch.float16]
+PAIRS = [
+    pytest.param(case, backend, id=f"{case}-{backend}")
+    for (op, device), backends in TABLE.items()
+    if device == "cuda"
+    for backend in backends
+    if backend != "reference"
+    for case in testing.cases(op)
+]
+LAST = [
+    pytest.param(case, backend, id=f"{case}-{backend}")
+    for case, backend in {(p.values[0].op, p.values[1]): p.values for p in PAIRS}.values()
+]
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """PyTorch's own float32 convolutions would use tf32, and widen the rule."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def need(op, backend, dtype):
+    if reason := why_not(op, backend, "cuda", dtype):
+        pytest.skip(f"{backend}: {reason}")
+
+
+def on(backend, op):
+    return lambda **arguments: getattr(cct_kernels, op)(**arguments, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(("case", "backend"), PAIRS)
+def test_parity(case, backend, dtype):
+    need(case.op, backend, dtype)
+    with poisoned_memory():
+        compare(case, dtype, on(backend, case.op), "cuda")
+
+
+@pytest.mark.parametrize(("case", "backend"), LAST)
+def test_same_bits_again_and_from_a_compiled_graph(case, backend):
+    case = next(c for c in testing.cases(case.op) if c.shapes["x"][0] > 1)
+    need(case.op, backend, torch.bfloat16)
+    tensors = make_inputs(case, torch.bfloat16, "cuda")
+    function = on(backend, case.op)
+    dout = torch.randn_like(function(**tensors, **case.options))
+    first, again = (run(function, tensors, case.options, dout) for _ in range(2))
+    compiled = torch.compile(lambda t: function(**t, **case.options), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(tensors), first["out"])
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+@pytest.mark.parametrize(("case", "backend"), LAST)
+def test_runs_on_the_current_stream_and_the_device_of_x(case, backend):
+    need(case.op, backend, torch.float32)
+    case = next(c for c in testing.cases(case.op) if c.shapes["x"][0] > 1)
+    tensors = make_inputs(case, torch.float32, "cuda")
+    expected = on(backend, case.op)(**tensors, **case.options)
+    late = {name: torch.zeros_like(t) for name, t in tensors.items()}
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)  # a kernel on another stream would not wait for the copies behind it
+        for name, t in tensors.items():
+            late[name].copy_(t)
+        out = on(backend, case.op)(**late, **case.options)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", ["cct_2_3x2", "vit_lite_7_4", "cct_7_3x1"])
+def test_models_are_no_worse_than_pytorch(name, dtype):
+    def results(fused, precision):
+        torch.manual_seed(0)
+        options = {"attention_dropout": 0.0, "stochastic_depth": 0.0}
+        model = create_model(name, fused=fused, **options).cuda().to(precision).train()
+        logits = model(x.to(precision))
+        return logits, *torch.autograd.grad(
+            logits.float().square().sum(), [model.classifier.fc.weight, model.classifier.norm.weight]
+        )
+
+    x = torch.randn(4, 3, 32, 32, device="cuda")
+    exact, plain, fused = results(False, torch.float64), results(False, dtype), results(True, dtype)
+    for what, ours, own, true in zip(("logits", "dfc", "dnorm"), fused, plain, exact, strict=True):
+        assert_no_worse(f"{name} {what}", ours.detach(), own.detach(), true.detach(), dtype)
+
+
+def test_dropout_masks_are_those_of_the_reference():
+    (case,) = (c for c in testing.cases("layernorm_attention") if c.name == "B3_N70_C128_H2_train")
+    tensors = make_inputs(case, torch.float32, "cuda")
+    ours = cct_kernels.layernorm_attention(**tensors, **case.options)
+    plain = reference.layernorm_attention(**{n: t.cpu() for n, t in tensors.items()}, **case.options)
+    torch.testing.assert_close(ours.cpu(), plain, rtol=1e-4, atol=1e-4)
