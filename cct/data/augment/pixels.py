@@ -139,7 +139,8 @@ def _nearest(images, arg, fill):
     H, W = images.shape[2:]
     y, x = _grid(images)
     a, b, c, d, e, f = (arg[:, i : i + 1] for i in range(6))
-    a, b, c, d, e, f = (torch.floor(v * 65536 + 0.5).long() for v in (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5))
+    places = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
+    a, b, c, d, e, f = (torch.floor(v * 65536 + 0.5).clamp(-(2.0**40), 2.0**40).long() for v in places)
     u, v = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
     inside = (u >= 0) & (u < W) & (v >= 0) & (v < H)
     return take(images, v.clamp(0, H - 1) * W + u.clamp(0, W - 1), inside, fill)
