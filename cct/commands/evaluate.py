@@ -51,7 +51,8 @@ def run(args):
         raise ConfigError(f"{args.checkpoint}: does not say what it was trained on; name the data with --data")
     spec = config.get("preprocessing", {})
     data_dir = args.data_dir if args.data_dir or args.data else _data_dir(args.checkpoint)
-    data = cct.data.load(name, data_dir, img_size=tuple(spec.get("size", model.img_size)))
+    how = {key: spec[key] for key in ("interpolation", "crop_pct") if key in spec}
+    data = cct.data.load(name, data_dir, img_size=tuple(spec.get("size", model.img_size)), **how)
     _check(args.checkpoint, model, config, data)
     split = getattr(data, args.split)
     if split is None:

@@ -20,7 +20,6 @@ from .published import FLOWERS
 from .streamed import Picture
 
 SIZE = (224, 224)
-IMAGES, LABELS, SPLITS = FLOWERS.remotes
 PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}
 LARGEST = 1 << 24  # bytes of one image
 
@@ -62,12 +61,12 @@ def _resplit(roots):
 
 
 def _read_resplit(folder):
-    listing = scan(folder)
+    listing = scan(folder, ("train", "val"))
     expected = {str(number + 1) for number in range(FLOWERS.classes)}
     if wrong := sorted(expected.symmetric_difference(listing.classes)):
         raise DataError(
-            f"{folder / 'train'}: has {len(listing.classes)} classes, and the folder {wrong[0]!r} is "
-            f"{'missing' if wrong[0] in expected else 'not among'} the {FLOWERS.classes} expected, named 1 to {FLOWERS.classes}"
+            f"{folder / 'train'}: has {len(listing.classes)} classes; the folder {wrong[0]!r} is "
+            f"{'missing' if wrong[0] in expected else 'too much'}, expected are 1 to {FLOWERS.classes}"
         )
     pictures = {
         part: [Picture(path, int(listing.classes[label]) - 1) for path, label in listing.files[part]]
@@ -81,10 +80,10 @@ def _read_official(roots, download):
     paths = [_find(roots, remote.file) for remote in FLOWERS.remotes]
     unpacked = next((place / "jpg" for place in _places(roots) if (place / "jpg").is_dir()), None)
     for number, remote in enumerate(FLOWERS.remotes):
-        if paths[number] is None and not (remote is IMAGES and unpacked):
+        if paths[number] is None and not (number == 0 and unpacked):
             paths[number] = obtain(remote, roots[0] / FLOWERS.folders[0], FLOWERS.title, roots, download)
-    [labels] = read_mat(_content(paths[1], LABELS), paths[1], "labels")
-    parts = read_mat(_content(paths[2], SPLITS), paths[2], *PARTS.values())
+    [labels] = read_mat(_content(paths, 1), paths[1], "labels")
+    parts = read_mat(_content(paths, 2), paths[2], *PARTS.values())
     labels, parts = labels.ravel().astype(np.int64), [part.ravel().astype(np.int64) for part in parts]
     if len(labels) and not 1 <= labels.min() <= labels.max() <= FLOWERS.classes:
         bad = labels.min() if labels.min() < 1 else labels.max()
@@ -98,7 +97,9 @@ def _read_official(roots, download):
     if unpacked:
         missing = [file for file in files.values() if not (unpacked / file).is_file()]
         if missing:
-            raise DataError(f"{unpacked}: {len(missing)} images are missing, {missing[0]} first; unpack {IMAGES.file} again")
+            raise DataError(
+                f"{unpacked}: {len(missing)} images are missing, {missing[0]} first; unpack {FLOWERS.remotes[0].file} again"
+            )
         contents = dict.fromkeys(files.values())
     else:
         contents = read_tar(paths[0], {f"jpg/{file}": file for file in files.values()}, LARGEST)
@@ -113,7 +114,7 @@ def _read_official(roots, download):
     return source.parent, pictures, f"official split: {train} train, {valid} validation, {test} test"
 
 
-def _content(path, remote):
-    data = path.read_bytes()
-    expect_checksum(data, remote.sha256 or None, path)
+def _content(paths, number):
+    data = paths[number].read_bytes()
+    expect_checksum(data, FLOWERS.remotes[number].sha256 or None, paths[number])
     return data

@@ -55,11 +55,14 @@ class Probe:
         return self.mode in GREY_MODES or self.mode.startswith("I")
 
 
-def scan(root: Path) -> Listing:
-    """List the images of a folder without opening them. Raises DataError when it has not one of the two layouts."""
+def scan(root: Path, parts=tuple(SPLITS)) -> Listing:
+    """List the images of a folder without opening them. Raises DataError when it has not one of the two layouts.
+
+    parts: the splits looked for; folders of others are left alone.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give a folder of images as data_dir, laid out DIR/train/CLASS/*.png")
-    folders = {split: name for split, names in SPLITS.items() for name in reversed(names) if (root / name).is_dir()}
+    folders = {split: name for split in parts for name in reversed(SPLITS[split]) if (root / name).is_dir()}
     if "train" not in folders:
         folders = {"train": ""}
     trees = {split: _classes(root / name) for split, name in folders.items()}

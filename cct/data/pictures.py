@@ -44,10 +44,14 @@ def splits(root, pictures: dict[str, list[Picture]], frame: Frame, stream: bool 
             f"{root}: {count} images of {frame.size[0]} x {frame.size[1]} need {needed / 2**30:.1f} GiB, this machine has "
             f"{total / 2**30:.1f}; choose a smaller img_size, or stream"
         )
-    return {name: _read(root, some, frame, 1.0 if name == "train" else frame.crop_pct) for name, some in pictures.items()}
+    read = {name: _read(some, frame, 1.0 if name == "train" else frame.crop_pct) for name, some in pictures.items()}
+    paths = [picture.where for some in pictures.values() for picture in some]
+    expect_readable(root, paths, [error for _, errors in read.values() for error in errors])
+    return {name: split for name, (split, _) in read.items()}
 
 
-def _read(root, pictures, frame, crop_pct) -> Split:
+def _read(pictures, frame, crop_pct) -> tuple[Split, list[str]]:
+    """A split, and for each picture why it cannot be read, or ''."""
     images = torch.empty(len(pictures), frame.channels, *frame.size, dtype=torch.uint8)
     target = images.numpy()
 
@@ -59,8 +63,8 @@ def _read(root, pictures, frame, crop_pct) -> Split:
             return str(error.__cause__ or error)
         return ""
 
-    expect_readable(root, [picture.where for picture in pictures], parallel(read, enumerate(pictures)))
-    return Split(images, torch.tensor([picture.label for picture in pictures], dtype=torch.int64))
+    errors = parallel(read, enumerate(pictures))
+    return Split(images, torch.tensor([picture.label for picture in pictures], dtype=torch.int64)), errors
 
 
 def parallel(function: Callable, items: Iterable) -> list:
