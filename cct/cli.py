@@ -8,10 +8,10 @@ import argparse
 import os
 import sys
 
-from cct.commands import data, evaluate, explain, export, info, predict, recipes, reproduce, train
+from cct.commands import data, evaluate, explain, export, info, predict, recipes, report, reproduce, train
 from cct.commands.parser import Parser
 
-COMMANDS = (train, recipes, reproduce, evaluate, predict, explain, export, info, data)
+COMMANDS = (train, recipes, reproduce, report, evaluate, predict, explain, export, info, data)
 
 EPILOG = """
 examples:

@@ -61,7 +61,7 @@ def fails(capsys, *words):
 def test_help_teaches(capsys):
     assert main([]) == 0
     assert "examples:" in capsys.readouterr().out
-    for command in ("train", "eval", "predict", "explain", "export", "reproduce", "info", "data"):
+    for command in ("train", "eval", "predict", "explain", "export", "reproduce", "report", "info", "data"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0 and "examples:\n  cct " in capsys.readouterr().out

@@ -65,6 +65,11 @@ def test_every_printed_size_is_counted_exactly():
 
 def test_names_of_tables():
     assert [paper.key(name) for name in ("1", "Table 1", "table1", "table-1", "README-main")] == ["1"] * 4 + ["readme_main"]
-    assert paper.stem("11") == "table11" and paper.title("11") == "Table 11" and paper.title("figure4") == "Figure 4"
+    assert (
+        paper.stem("11") == "table11"
+        and paper.title("11") == "Table 11"
+        and paper.title("figure4") == "Figure 4"
+        and paper.title("claims") == "Claims"
+    )
     with pytest.raises(ConfigError, match=r"unknown table 'claim'; did you mean 'claims'\?"):
         paper.key("claim")

@@ -57,10 +57,10 @@ def run(args):
 
         def publish(job):
             results.publish(job.folder, job.record, args.results)
-            _write_table(args, table)
+            _write_tables(args.results, table)
 
         code = runs.go(jobs, publish)
-        _write_table(args, table)
+        _write_tables(args.results, table)
     _show_table(table, cells, args.results)
     return code
 
@@ -71,12 +71,16 @@ def _nothing():
     return contextlib.nullcontext()
 
 
-def _write_table(args, table):
+def _write_tables(folder, wanted):
+    """Write the wanted table, and every other one that a run gives a number of: the tables of the paper share runs."""
     from cct import recipes
-    from cct.reports import results
+    from cct.reports import paper, results
 
-    rows = results.table_rows(table, recipes.cells(table=table), results.records(args.results))
-    results.write_table(args.results, table, rows)
+    runs = results.records(folder)
+    for table in paper.TITLES:
+        rows = results.table_rows(table, recipes.cells(table=table), runs)
+        if table == wanted or any(row["state"] != results.NOT_RUN for row in rows):
+            results.write_table(folder, table, rows)
 
 
 def _seeds(args):

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cct.models.checkpoints import write_atomically
+from cct.training.values import ConfigError
 
 # Okabe-Ito colours: told apart with every kind of colour vision.
 LINES = {"train": ("train", "#0072B2"), "test": ("test", "#D55E00"), "val": ("validation", "#D55E00")}
@@ -15,9 +16,12 @@ INK, FAINT = "#222222", "#DDDDDD"
 
 
 def read_metrics(path):
-    """metrics.csv as a list of dicts of numbers; empty cells are left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    """metrics.csv as a list of dicts of numbers; empty cells are left out. ConfigError naming a file that is no such."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{name: float(value) for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: a row that is too short or too long
+        raise ConfigError(f"{path}: cannot be read as the metrics of a run ({error})") from None
 
 
 def draw_curve(rows, path, title="", note=""):

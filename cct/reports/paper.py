@@ -19,14 +19,14 @@ TITLES = {
     "7": "Positional embeddings",
     "8": "From ViT to CCT, step by step",
     "11": "Small data sets, all variants",
-    "readme_main": "Released weights (repository)",
-    "readme_examples": "Examples of the repository, 200 epochs",
-    "readme_v1": "First version of the repository",
+    "readme_main": "Released weights",
+    "readme_examples": "Training script of the repository, 200 epochs",
+    "readme_v1": "The same script, first version",
     "claims": "In 30 minutes",
     "figure4": "Fewer images of each class",
     "figure5": "Image size",
-    "figure6": "Image size by embedding, trained at that size",
-    "figure7": "Image size by embedding, trained at 32x32",
+    "figure6": "Image size by positional embedding",
+    "figure7": "The same at sizes not trained at (32)",
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",
@@ -67,12 +67,9 @@ def stem(table):
 
 
 def title(table):
-    """How it is called in text: "Table 1", "Figure 4", "readme_main"."""
-    word = stem(table)
-    for kind in ("table", "figure"):
-        if word.startswith(kind):
-            return f"{kind.capitalize()} {word.removeprefix(kind)}"
-    return word
+    """How it is called in text: "Table 1", "Figure 4", "README", "Claims"."""
+    names = {"readme_main": "README", "readme_examples": "README, examples", "readme_v1": "README, 2021", "claims": "Claims"}
+    return names.get(table) or (f"Table {table}" if table.isdigit() else f"Figure {table.removeprefix('figure')}")
 
 
 def printed(table):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -81,9 +82,14 @@ def table_rows(table, cells, runs):
 
 
 def in_printed_order(table, cells):
-    """The cells in the order of the paper's table."""
+    """The cells in the order of the paper's table; those of a figure by name, numbers in it by value."""
     order = {(p.row, p.dataset): place for place, p in enumerate(paper.printed(table))}
-    return sorted(cells, key=lambda cell: order.get((cell.row, cell.dataset), len(order)))
+
+    def place(cell):
+        words = re.split(r"(\d+)", cell.row)
+        return order.get((cell.row, cell.dataset), len(order)), [(int(w), "") if w.isdigit() else (-1, w) for w in words]
+
+    return sorted(cells, key=place)
 
 
 def _gives(cell):

@@ -1,0 +1,118 @@
+"""The figures of the report: accuracy against size (Figure 3 of the paper), learning curves, accuracy against time."""
+
+import itertools
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cct.training.elapsed import clock
+
+from . import paper
+from .curves import FAINT, INK, read_metrics
+from .summary import dataset, label
+
+# Of the lines of one figure. Okabe-Ito colours: told apart with every kind of colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OURS = "#D55E00"
+FAMILIES = {"ResNet": "#999999", "MobileNetV2": "#CC79A7", "ViT-Lite": "#E69F00", "CVT": "#009E73", "CCT": "#0072B2"}
+LARGEST = 12.0  # million parameters, as in the paper
+# Rows named in the figure, and how far above its point a name stands, in letters' heights.
+NAMED = {
+    "CCT-2/3x2": 0, "CCT-4/3x2": 0, "CCT-7/3x1*": 0.3, "CCT-7/3x1": 0, "CCT-7/3x2": 0, "CVT-7/4": 0, "ViT-Lite-7/4": -0.7,
+    "ViT-Lite-7/8": -0.3, "CVT-7/8": 0.3, "ViT-Lite-7/16": 0, "ResNet110": 0, "ResNet18": -0.7, "ResNet1k-v2*": 0,
+    "MobileNetV2/2.0": 0.5, "MobileNetV2/0.5": 0,
+}  # fmt: skip
+
+
+def by_size(tables):
+    """Figure 3: CIFAR-10 accuracy against parameters below 12 M; printed points, and rings for what was run here."""
+    figure, axes = _figure((7.2, 4.6))
+    seen = {}
+    for table in (table for table in tables if table.key in ("1", "11")):
+        for row, cells in table.rows.items():
+            family = next((name for name in FAMILIES if row.startswith(name)), None)
+            size = float(table.sizes.get(row, ("", ""))[0] or "inf")
+            if family and size < LARGEST and "cifar10" in cells:
+                seen[row] = (family, size, cells["cifar10"])
+    for family, color in FAMILIES.items():
+        points = [(size, float(cell.printed)) for name, size, cell in seen.values() if name == family]
+        axes.scatter(*zip(*points, strict=True), s=26, color=color, label=family, zorder=3)
+    for text, style, finished in (("run here", "-", True), ("run here, shorter or not finished", ":", False)):
+        ours = [
+            (size, float(cell.ours["last"])) for _, size, cell in seen.values() if cell.ours and bool(cell.remark) != finished
+        ]
+        if ours:
+            ring = {"s": 90, "facecolors": "none", "edgecolors": OURS, "linewidths": 1.6, "linestyles": style, "zorder": 4}
+            axes.scatter(*zip(*ours, strict=True), label=text, **ring)
+    for row, up in NAMED.items():
+        if row in seen:
+            _, size, cell = seen[row]
+            right = size < 10
+            place = {"xytext": (8 if right else -8, 9 * up), "textcoords": "offset points", "ha": "left" if right else "right"}
+            axes.annotate(row, (size, float(cell.printed)), fontsize=8, color=INK, va="center", **place)
+    axes.set_xlim(0, LARGEST)
+    axes.set_title("CIFAR-10 top-1, %", loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("parameters, millions", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def learning_curves(runs):
+    """{data set: figure} with the held-out accuracy after each epoch, a line for each run."""
+    return _panels(runs, "epoch", lambda rows: [row["epoch"] for row in rows])
+
+
+def by_time(runs):
+    """{data set: figure} with the held-out accuracy against the time trained so far, a line for each run."""
+    return _panels(runs, "time of training and evaluation", _seconds)
+
+
+def _seconds(rows):
+    return list(itertools.accumulate(row["seconds"] for row in rows))
+
+
+def _panels(runs, title, place):
+    groups = {name: [] for name in paper.DATA_SETS}
+    for run in sorted(runs, key=lambda run: -run["last"]):
+        groups.setdefault(dataset(run), []).append(run)
+    return {name: _panel(name, members, title, place) for name, members in groups.items() if members}
+
+
+def _panel(name, runs, title, place):
+    figure, axes = _figure((5.2, 3.7))
+    heights = []
+    for color, run in zip(COLORS, runs, strict=False):
+        rows, key = read_metrics(run["curve"]), f"{run['split']}_top1"
+        points = [(x, 100 * row[key]) for x, row in zip(place(rows), rows, strict=True) if key in row]
+        heights.append([y for _, y in points])
+        style = {"linewidth": 1.6, "marker": "o" if len(points) < 12 else None, "markersize": 3.5}
+        axes.plot(*zip(*points, strict=True), color=color, label=f"{label(run)}  {run['last']:.2f} %", **style)
+    rest = f", the best {len(COLORS)} of {len(runs)} runs" if len(runs) > len(COLORS) else ""
+    axes.set_ylim(bottom=_floor(heights))
+    axes.set_title(f"{paper.DATA_SETS.get(name, name)} top-1, %{rest}", loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(title, fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if place is _seconds:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
+    return figure
+
+
+def _floor(lines):
+    """Where the axis begins: so that the first epochs do not press the rest flat, and no line is left out."""
+    points, bests = sorted(y for line in lines for y in line), [max(line) for line in lines]
+    return min(points[len(points) // 10], min(bests) - 0.15 * (max(bests) - min(bests))) - 0.5
+
+
+def _figure(size):
+    figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    return figure, axes
