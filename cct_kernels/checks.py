@@ -8,15 +8,19 @@ def shape_text(shape):
 
 
 def expect_tensor(op, name, value, ndim=None):
-    """A dense floating-point tensor, of `ndim` dimensions if given."""
+    """A dense tensor of floats, of `ndim` dimensions if given."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{op}: {name} is {type(value).__name__}; expected a tensor")
-    if value.layout != torch.strided:
-        raise ValueError(f"{op}: {name} has layout {value.layout}; expected a dense (strided) tensor")
-    if not value.dtype.is_floating_point:
-        raise ValueError(f"{op}: {name} has dtype {value.dtype}; expected a floating-point dtype")
+    expect_dense(op, name, value)
+    if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
+        raise ValueError(f"{op}: {name} has dtype {value.dtype}; expected a floating-point dtype of 16, 32 or 64 bits")
     if ndim is not None and value.dim() != ndim:
         raise ValueError(f"{op}: {name} has shape {shape_text(value.shape)}; expected {ndim} dimensions")
+
+
+def expect_dense(op, name, value):
+    if value.layout != torch.strided:
+        raise ValueError(f"{op}: {name} has layout {value.layout}; expected a dense (strided) tensor")
 
 
 def expect_like(op, name, value, shape, x):
@@ -58,6 +62,12 @@ def expect_seed(op, seed, x):
         raise ValueError(f"{op}: seed is {got}; expected an int64 tensor (2,) = (seed, offset)")
     if seed.device != x.device:
         raise ValueError(f"{op}: seed is on {seed.device}; expected {x.device}, the device of x")
+    expect_dense(op, "seed", seed)
+
+
+def expect_bool(op, name, value):
+    if not isinstance(value, bool):
+        raise ValueError(f"{op}: {name} is {value!r}; expected True or False")
 
 
 def pair(op, name, value, least):
@@ -67,4 +77,6 @@ def pair(op, name, value, least):
         raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints")
     for v in values:
         expect_int(op, name, v, least)
+        if v >= 2**31:
+            raise ValueError(f"{op}: {name} is {v}; expected an int below 2^31")
     return tuple(values)

@@ -4,7 +4,7 @@ import torch
 
 from . import reference
 from .calls import compute_dtype, kernels
-from .checks import expect_like, expect_optional, expect_tensor, pair, shape_text
+from .checks import expect_bool, expect_like, expect_optional, expect_tensor, pair, shape_text
 from .dispatch import choose
 
 OP = "conv_tokenizer"
@@ -36,6 +36,8 @@ def conv_tokenizer(
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.4, equation for x0.
     """
     stride, padding, pool = _check(x, weight, bias, stride, padding, pool)
+    expect_bool(OP, "relu", relu)
+    expect_bool(OP, "tokens", tokens)
     backend = _choose(x, pool, backend)
     if backend == "reference":
         return reference.conv_tokenizer(x, weight, bias, stride=stride, padding=padding, relu=relu, pool=pool, tokens=tokens)

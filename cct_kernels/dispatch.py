@@ -67,6 +67,8 @@ def choose(op, x, backend=None):
     backend: None takes the fastest that can run; "fused" the fastest that is not plain PyTorch, or raises; a name runs or
     raises. Exporting (torch.export, ONNX) takes the reference, so that the graph holds standard operators only.
     """
+    if not isinstance(backend, (str, type(None))):
+        raise ValueError(f"{op}: backend is {backend!r}; expected None, 'fused' or one of {', '.join(BACKENDS)}")
     if backend is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
         return "reference"
     return _constant_choice(op, x.device.type, x.dtype, backend)

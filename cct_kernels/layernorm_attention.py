@@ -5,6 +5,7 @@ import torch
 from . import reference
 from .calls import compute_dtype, draw_seed, kernels
 from .checks import (
+    expect_dense,
     expect_int,
     expect_like,
     expect_optional,
@@ -110,6 +111,7 @@ def _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_he
         raise ValueError(f"{OP}: mask has shape {shape_text(mask.shape)}; expected {shape_text((B, N))}")
     if mask.device != x.device:
         raise ValueError(f"{OP}: mask is on {mask.device}; expected {x.device}, the device of x")
+    expect_dense(OP, "mask", mask)
 
 
 def _check_training(x, attn_dropout, dropout, drop_path_scale, seed, eps):

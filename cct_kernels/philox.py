@@ -48,4 +48,4 @@ def keep_mask(seed, site, rows, columns, p):
     counter = (lane, row, seed[1] & _MASK, torch.full_like(lane, site))
     words = philox(key, torch.broadcast_tensors(*counter))
     word = torch.stack([w.view(rows, groups, 16) for w in words], 2)  # (rows, groups, 4, 16)
-    return word.view(rows, -1)[:, :columns] >= round(p * 2**32)
+    return word.view(rows, 64 * groups)[:, :columns] >= round(p * 2**32)

@@ -165,7 +165,7 @@ def make_inputs(case, dtype, device="cpu", seed=0):
         elif name.endswith("bias"):
             value = 0.1 * value
         elif name.endswith("weight"):
-            value = value * 1.5 / max(1, value[0].numel()) ** 0.5
+            value = value * 1.5 / max(1, value.shape[1:].numel()) ** 0.5
         tensors[name] = value.to(dtype).to(device)
     return tensors
 

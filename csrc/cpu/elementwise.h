@@ -13,7 +13,7 @@ constexpr float kLog2e = 1.44269504f;
 template <typename T>
 CCT_INLINE Vec exp2_negative(Vec x) {
   const Vec magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec t = max(x, set(-124.f));
+  const Vec t = max(set(-124.f), x);  // in this order NaN passes
   const Vec shifted = t + magic;
   const Vec f = t - (shifted - magic);
   Vec p;

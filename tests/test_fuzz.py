@@ -1,0 +1,259 @@
+"""Random arguments of every public op: a result of the right shape and dtype, or a clear error, never a crash.
+
+CCT_FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py goes on for longer, from another starting point each time.
+"""
+
+import contextlib
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cct_kernels
+from cct_kernels import BackendError, reference
+from cct_kernels.dispatch import machine_why_not
+from cct_kernels.testing import CONSTANTS, Case, make_inputs
+
+EXAMPLES = int(os.environ.get("CCT_FUZZ_EXAMPLES", 0))
+fuzz = settings(
+    max_examples=EXAMPLES or 40, derandomize=not EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+OPS = ("conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool")
+EXPECTED_ERRORS = (ValueError, BackendError)
+SIZES = st.sampled_from([0, 1, 1, 2, 2, 3, 5, 7, 16, 17, 33, 64, 65, 70])
+SMALL = st.sampled_from([0, 1, 1, 2, 3])
+FLAG = st.booleans()
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.float16, torch.float64])
+RATES = st.sampled_from([0.0, 0.0, 0.25, 0.9])
+
+
+def conv_tokenizer_case(draw):
+    kernel, window = (draw(st.integers(1, 5)), draw(st.integers(1, 5))), st.tuples(st.integers(1, 4), st.integers(1, 4))
+    C, channels = draw(SIZES), draw(SIZES)
+    shapes = {"x": (draw(SMALL), channels, draw(SIZES), draw(SIZES)), "weight": (C, channels, *kernel)}
+    if draw(FLAG):
+        shapes["bias"] = (C,)
+    options = {"stride": draw(window), "padding": draw(st.integers(0, 3)), "relu": draw(FLAG), "tokens": draw(FLAG)}
+    pool = draw(window), draw(window), draw(st.integers(0, 2))
+    return shapes, options | {"pool": pool if draw(FLAG) else None}
+
+
+def layernorm_attention_case(draw):
+    heads = draw(st.integers(1, 4))
+    B, N, C = draw(SMALL), draw(SIZES), draw(st.sampled_from([0, 1, 3, 8, 17, 65])) * heads
+    shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C), "proj_weight": (C, C)}
+    more = {"proj_bias": (C,), "qkv_bias": (3 * C,), "mask": (B, N), "drop_path_scale": (B,), "seed": (2,)}
+    shapes |= {name: shape for name, shape in more.items() if draw(FLAG)}
+    return shapes, {"num_heads": heads, "attn_dropout": draw(RATES), "dropout": draw(RATES)}
+
+
+def layernorm_mlp_case(draw):
+    B, N, C, F = draw(SMALL), draw(SIZES), draw(SIZES), draw(SIZES)
+    shapes = {"x": (B, N, C), "norm_weight": (C,), "fc1_weight": (F, C), "fc2_weight": (C, F)}
+    shapes |= {name: (2,) if name == "seed" else (B,) for name in ("drop_path_scale", "seed") if draw(FLAG)}
+    biases = {"norm_bias": (C,), "fc1_bias": (F,), "fc2_bias": (C,)}
+    given = {name: shape for name, shape in biases.items() if draw(FLAG)}
+    return shapes | given, {"dropout": draw(RATES)} | dict.fromkeys(biases.keys() - given.keys())
+
+
+def seqpool_case(draw):
+    B, N, C = draw(SMALL), draw(SIZES), draw(SIZES)
+    shapes = {"x": (B, N, C), "weight": (1, C)}
+    if draw(FLAG):
+        shapes["bias"] = (1,)
+    if draw(FLAG):
+        shapes["norm_weight"] = (C,)
+    if "norm_weight" in shapes and draw(FLAG):
+        shapes["norm_bias"] = (C,)
+    return shapes, {}
+
+
+def relaid(draw, t):
+    """The same values with other strides."""
+    kind = draw(st.sampled_from(["plain", "plain", "transposed", "sliced", "expanded"]))
+    if kind == "transposed":
+        order = tuple(reversed(range(t.dim())))
+        return t.permute(order).contiguous().permute(order)
+    if kind == "sliced":
+        room = torch.zeros([2 * n + 1 for n in t.shape], dtype=t.dtype)
+        view = room[tuple(slice(1, 2 * n + 1, 2) for n in t.shape)]
+        return view.copy_(t)
+    if kind == "expanded" and t.is_floating_point() and t.dim() > 1 and t.shape[0] > 1:
+        return t[:1].expand(t.shape)
+    return t
+
+
+@st.composite
+def calls(draw, op):
+    """(tensors, options) of a call whose shapes belong together; whether the sizes are allowed is the op's to say."""
+    shapes, options = globals()[f"{op}_case"](draw)
+    tensors = make_inputs(Case(op, "fuzz", "", shapes, options), draw(DTYPES), seed=draw(st.integers(0, 9)))
+    tensors = {name: relaid(draw, t) for name, t in tensors.items()}
+    if draw(st.integers(0, 3)) == 0:
+        tensors["x"] = tensors["x"] * draw(st.sampled_from([0.0, 1e30, -1e-30, float("inf")]))
+    return tensors, options
+
+
+def reference_takes(op, tensors, options):
+    """Whether plain PyTorch gives a result with at least one element per sample."""
+    try:
+        return getattr(reference, op)(**tensors, **options)
+    except (RuntimeError, ValueError, ZeroDivisionError):
+        return None
+
+
+@pytest.mark.parametrize("op", OPS)
+@fuzz
+@given(data=st.data())
+def test_any_sizes_strides_and_dtypes(op, data):
+    tensors, options = data.draw(calls(op))
+    leaves = {n: t.requires_grad_(n not in CONSTANTS and data.draw(FLAG)) for n, t in tensors.items()}
+    context = torch.autocast("cpu", torch.bfloat16, enabled=data.draw(FLAG))
+    try:
+        with context:
+            out = getattr(cct_kernels, op)(**leaves, **options)
+    except EXPECTED_ERRORS:
+        assert any(0 in t.shape for t in tensors.values()) or reference_takes(op, tensors, options) is None
+        return
+    expected = reference_takes(op, {n: t.detach() for n, t in tensors.items()}, options)
+    assert out.shape == expected.shape
+    assert context._enabled or out.dtype == tensors["x"].dtype
+    if out.requires_grad:
+        out.float().sum().backward()
+        for name, t in leaves.items():
+            assert t.grad is None or t.grad.shape == t.shape, name
+
+
+@pytest.mark.parametrize("op", OPS)
+@fuzz
+@given(data=st.data())
+def test_a_nan_goes_where_plain_pytorch_takes_it(op, data):
+    """Neither swallowed nor spread: NaN in one element of one argument."""
+    tensors, options = data.draw(calls(op))
+    options = {n: 0.0 if "dropout" in n else v for n, v in options.items()}  # a dropped NaN is zero here, and not in PyTorch
+    for n in tensors.keys() - set(CONSTANTS):
+        tensors[n] = tensors[n].float().nan_to_num(posinf=1.0, neginf=1.0).clamp(-9, 9).flatten().clone().view(tensors[n].shape)
+    unread = ["bias", "norm_bias"] if op == "seqpool" else []  # they move all scores alike
+    name = data.draw(st.sampled_from([n for n in tensors if n not in (*CONSTANTS, *unread)]))
+    if tensors[name].numel():
+        tensors[name].view(-1)[data.draw(st.integers(0, tensors[name].numel() - 1))] = float("nan")
+    expected = reference_takes(op, tensors, options)
+    try:
+        out = getattr(cct_kernels, op)(**tensors, **options)
+    except EXPECTED_ERRORS:
+        return
+    assert torch.equal(out.isnan(), expected.isnan())
+
+
+JUNK = (None, -1, 0, 3, 2**31, 2**70, 0.5, 2.0, float("nan"), "word", True, (), (1,), (1, 2), (1, 2, 3), [0, 0], object())
+
+
+def spoilt(draw, value):
+    """A tensor or option turned into something else."""
+    if not isinstance(value, torch.Tensor) or draw(st.integers(0, 4)) == 0:
+        return draw(st.sampled_from(JUNK))
+    kinds = {
+        "dtype": lambda t: t.to(
+            draw(st.sampled_from([torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.half]))
+        ),
+        "meta": lambda t: t.to("meta"),
+        "sparse": lambda t: t.detach().to_sparse(),
+        "unsqueezed": lambda t: t[None],
+        "flat": lambda t: t.flatten(),
+        "scalar": lambda t: t.new_zeros(()),
+        "longer": lambda t: torch.cat([t, t[-1:]], 0) if t.dim() and len(t) else t,
+        "shorter": lambda t: t[..., 1:],
+        "transposed": lambda t: t.mT if t.dim() > 1 else t,
+    }
+    return kinds[draw(st.sampled_from(sorted(kinds)))](value)
+
+
+@pytest.mark.parametrize("op", OPS)
+@fuzz
+@given(data=st.data())
+def test_wrong_arguments(op, data):
+    tensors, options = data.draw(calls(op))
+    arguments = tensors | options | data.draw(st.sampled_from([{}, {}, {"eps": 1e-6}, {"backend": "cpu"}]))
+    if op == "conv_tokenizer":
+        arguments.pop("eps", None)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(sorted(arguments)))
+        arguments[name] = spoilt(data.draw, arguments[name])
+    try:
+        out = getattr(cct_kernels, op)(**arguments)
+    except EXPECTED_ERRORS:
+        return
+    assert out.dtype == arguments["x"].dtype and out.device == arguments["x"].device
+    if out.device.type == "cpu":
+        plain = {n: v for n, v in arguments.items() if n != "backend"}
+        assert out.shape == getattr(reference, op)(**plain).shape
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_wrong_arity_is_pythons_error(op):
+    for arguments in ((), (torch.zeros(1, 2, 3),) * 20):
+        with pytest.raises(TypeError):
+            getattr(cct_kernels, op)(*arguments)
+
+
+def native_calls():
+    """Good arguments of each native op, forward and backward."""
+    x, w, v = torch.randn(2, 5, 8), torch.randn(8, 8), torch.randn(8)
+    seed, native, f32 = torch.tensor([1, 2]), torch.ops.cct_kernels, torch.float32
+    image, kernel = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    window = [1, 1], [1, 1], True, [3, 3, 2, 2, 1, 1], f32
+    mlp = [x, v, v, w, v, w, v, 0.5, torch.ones(2), seed, 1e-5, f32]
+    attention = [x, v, v, torch.randn(24, 8), w, v, 2, torch.randn(24), torch.ones(2, 5).bool(), 0.5, 0.5]
+    attention += [torch.ones(2), seed, 1e-5, f32]
+    pool = [x, v[None], v, v]
+    forward = {
+        "conv_tokenizer": [image, kernel, torch.randn(4), *window, True],
+        "layernorm_attention": [*attention, True],
+        "layernorm_mlp": mlp,
+        "seqpool": [*pool, 1e-5],
+    }
+    saved = {op: getattr(native, f"{op}_forward")(*arguments) for op, arguments in forward.items()}
+    backward = {
+        "conv_tokenizer": [saved["conv_tokenizer"][0], image, kernel, saved["conv_tokenizer"][1], *window, [True] * 3],
+        "layernorm_attention": [x, *attention, *saved["layernorm_attention"][1:], True],
+        "layernorm_mlp": [x, *mlp, *saved["layernorm_mlp"][1:], True],
+        "seqpool": [saved["seqpool"][0], *pool, *saved["seqpool"][1:]],
+    }
+    return {f"{op}_{way}": calls[op] for way, calls in (("forward", forward), ("backward", backward)) for op in OPS}
+
+
+@pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
+@fuzz
+@given(data=st.data())
+def test_native_ops_refuse_what_they_cannot_index(data):
+    for name, good in native_calls().items():
+        op, arguments = getattr(torch.ops.cct_kernels, name), list(good)
+        op(*arguments)
+        for _ in range(data.draw(st.integers(1, 2))):
+            i = data.draw(st.integers(0, len(arguments) - 1))
+            arguments[i] = spoilt(data.draw, arguments[i])
+        with contextlib.suppress(ValueError, RuntimeError, TypeError, OverflowError):  # the last three: the dispatcher's own
+            op(*arguments)
+
+
+HUGE = 2**45
+
+
+@pytest.mark.parametrize("shape", [(HUGE, 1, 8), (1, HUGE, 8)])
+def test_sizes_beyond_memory(shape):
+    """Views of one element; their copies would not fit. PyTorch's own out-of-memory error is an answer too."""
+    x, one = torch.zeros(1, 1, 1).expand(shape), torch.ones(8)
+    many = [
+        lambda: cct_kernels.layernorm_mlp(x, one, one, torch.ones(3, 8), None, torch.ones(8, 3), None),
+        lambda: cct_kernels.layernorm_attention(x, one, one, torch.ones(24, 8), torch.ones(8, 8), num_heads=2),
+        lambda: cct_kernels.seqpool(x, one[None]),
+        lambda: cct_kernels.conv_tokenizer(x[..., None].transpose(1, 3), torch.ones(1, 1, 1, 1).expand(4, 1, 1, 1)),
+        lambda: cct_kernels.layernorm_mlp(
+            one.view(1, 1, 8), one, one, torch.ones(1, 1).expand(HUGE, 8), None, torch.ones(1, 1).expand(8, HUGE), None
+        ),
+    ]
+    for call in many:
+        with pytest.raises((ValueError, RuntimeError), match=r"memory|expected|overflow"):
+            call()
