@@ -1,0 +1,246 @@
+"""Tries other configurations of the Triton kernels on the GPU of this machine, and prints the tables anew.
+
+    python -m bench.tune [--tables attention linear ...] [--seconds 480]
+
+A table is a dictionary of a module of cct_kernels/triton whose keys are architectures; its leaves are tuples of block sizes,
+warps and stages. For each leaf that some shape of the models uses, one number at a time is halved, doubled, or moved by one
+where it is small, for as long as that makes the op faster and leaves its results the same. Nothing is written: paste what is
+printed.
+"""
+
+import argparse
+import datetime
+import importlib
+import pkgutil
+import pprint
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+import cct_kernels
+from cct_kernels import testing
+
+from . import gpu_timing
+from .test_ops import MODELS, with_batch
+
+GAIN = 0.98  # a candidate must take less than this share of the time of the best so far
+ROUNDS = 15
+
+
+class Job(NamedTuple):
+    """One call of an op: forward, or forward and backward."""
+
+    case: testing.Case
+    dtype: torch.dtype
+
+
+@dataclass
+class Leaf:
+    """A configuration: where it stands, and the call that times it."""
+
+    table: str
+    path: tuple
+    parent: dict
+    job: Job | None = None
+
+    @property
+    def value(self):
+        return self.parent[self.path[-1]]
+
+    @value.setter
+    def value(self, value):
+        self.parent[self.path[-1]] = value
+
+    def __str__(self):
+        return f"{self.table}[{']['.join(map(repr, self.path))}]"
+
+
+def tables(arch):
+    """{"module.NAME": the part of the table for `arch`}, of all Triton modules."""
+    from cct_kernels import triton
+    from cct_kernels.triton import launch
+
+    found = {}
+    for info in pkgutil.iter_modules(triton.__path__):
+        module = importlib.import_module(f"cct_kernels.triton.{info.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, dict) and set(value) == set(launch.ARCHITECTURES) and isinstance(value[arch], dict):
+                found[f"{info.name}.{name}"] = value[arch]
+    return found
+
+
+def leaves(table, name, path=()):
+    """The leaves of a table; one that stands in two places, as a shared dictionary does, counts once."""
+    found = {}
+    for key, value in table.items():
+        inner = leaves(value, name, (*path, key)) if isinstance(value, dict) else [Leaf(name, (*path, key), table)]
+        found |= {(id(leaf.parent), leaf.path[-1]): leaf for leaf in inner}
+    return list(found.values())
+
+
+def jobs(batch):
+    """The shapes of the models in both dtypes, with dropout too: what a leaf is timed by is the first of them that reads it."""
+    cases = [with_batch(case, batch) for case in testing.CASES if case.why.startswith(MODELS)]
+    for case in list(cases):
+        if "dropout" not in case.options and case.op in ("layernorm_attention", "layernorm_mlp", "encoder"):
+            rates = {"dropout": 0.1} | ({} if case.op == "layernorm_mlp" else {"attn_dropout": 0.1})
+            shapes = case.shapes | {"seed": (2,)}
+            cases.append(testing.Case(case.op, case.name + "_dropout", case.why, shapes, case.options | rates))
+    cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0]
+    return [Job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
+
+
+def assign(found, candidates, arch):
+    """Give each leaf the first job that reads it; nothing is compiled or run."""
+    from triton.runtime.jit import JITFunction
+
+    from cct_kernels.triton import aot
+
+    values = [leaf.value for leaf in found]
+    read = set()
+    for i, leaf in enumerate(found):
+        leaf.value = _noticing(leaf.value, lambda i=i: read.add(i))
+    try:
+        with mock.patch.object(JITFunction, "run", lambda *args, **options: None):
+            for job in candidates:
+                read.clear()
+                aot.compiled(arch, job.case, job.dtype)
+                for i in read:
+                    found[i].job = found[i].job or job
+    finally:
+        for leaf, value in zip(found, values, strict=True):
+            leaf.value = value
+
+
+def _noticing(value, notice):
+    """The same tuple, which calls `notice` whenever it is read."""
+
+    class Noticing(type(value)):
+        def __iter__(self):
+            notice()
+            return super().__iter__()
+
+        def __getattribute__(self, name):
+            notice()
+            return super().__getattribute__(name)
+
+    return tuple.__new__(Noticing, value)
+
+
+def neighbours(value):
+    """Configurations that differ from `value` in one number. Those that make no sense fail to compile and are passed over."""
+    make = getattr(value, "_make", tuple)
+    for i, number in enumerate(value):
+        near = {2 * number, number // 2} | ({number - 1, number + 1} if number <= 4 else set())
+        for other in sorted(near - {0, number}):
+            yield make((*value[:i], other, *value[i + 1 :]))
+
+
+def search(start, seconds, deadline=float("inf"), clock=time.monotonic):
+    """(best, its seconds, those of start), downhill from `start`; seconds([configuration, ...]) -> times, inf for a failure."""
+    best, tried, times = start, {start}, None
+    while clock() < deadline:
+        candidates = [c for c in neighbours(best) if c not in tried]
+        tried.update(candidates)
+        moved = False
+        for candidate in candidates:
+            if clock() >= deadline:
+                break
+            current, other = seconds([best, candidate])
+            times = times or (current, current)
+            times = (times[0], current)
+            if other < GAIN * current:
+                best, times, moved = candidate, (times[0], other), True
+        if not moved:
+            break
+    before, after = times or (float("nan"),) * 2
+    return best, after, before
+
+
+class Timer:
+    """Times configurations of a leaf by its job on the GPU, and refuses those whose results differ."""
+
+    def __init__(self, leaf):
+        self.leaf, self.case = leaf, leaf.job.case
+        self.tensors = testing.make_inputs(self.case, leaf.job.dtype, "cuda")
+        self.dout = torch.randn_like(self._op(**self.tensors, **self.case.options))
+        self.results = self._results()
+
+    def _op(self, **arguments):
+        return getattr(cct_kernels, self.case.op)(**arguments, backend="triton")
+
+    def _results(self):
+        return testing.run(self._op, self.tensors, self.case.options, self.dout)
+
+    def __call__(self, configurations):
+        calls, times, original = {}, [float("inf")] * len(configurations), self.leaf.value
+        try:
+            for i, configuration in enumerate(configurations):
+                self.leaf.value = configuration
+                if self._right():
+                    calls[i] = lambda c=configuration: (setattr(self.leaf, "value", c), self._results())
+            found = gpu_timing.cold(calls, rounds=ROUNDS, min_time=0.0, device="cuda") if calls else {}
+        finally:
+            self.leaf.value = original
+        for i, result in found.items():
+            times[i] = result.median
+        return times
+
+    def _right(self):
+        try:
+            found = self._results()
+            torch.cuda.synchronize()
+        except Exception as error:  # too much shared memory, no such layout, ...: not a configuration for this GPU
+            print(f"    {self.leaf.value}: {type(error).__name__}", flush=True)
+            return False
+        scale = {name: value.float().abs().max().item() for name, value in self.results.items()}
+        tolerance = 16 * torch.finfo(self.leaf.job.dtype).eps
+        return all(
+            torch.allclose(found[n].float(), value.float(), rtol=tolerance, atol=tolerance * scale[n], equal_nan=True)
+            for n, value in self.results.items()
+        )
+
+
+def text(name, arch, table, note):
+    """A table as a Python literal, with where and when it was found."""
+    literal = pprint.pformat(table, width=120, sort_dicts=False)
+    return f"# {note}\n# {name}[{arch!r}]:\n{literal}\n"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("--tables", nargs="*", help="only these: attention, linear.CONFIGS, ...")
+    parser.add_argument("--seconds", type=float, default=480.0, help="start nothing new after this time (480)")
+    parser.add_argument("--batch", type=int, default=256, help="images in a batch (256)")
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("no CUDA GPU (torch.cuda.is_available() is False): configurations can only be timed on one")
+    from cct_kernels.triton import launch
+
+    deadline, device = time.monotonic() + args.seconds, torch.device("cuda", torch.cuda.current_device())
+    arch = launch.architecture(device)
+    chosen = {n: t for n, t in tables(arch).items() if not args.tables or {n, n.split(".")[0]} & set(args.tables)}
+    if not chosen:
+        parser.error(f"no such table; there are {', '.join(tables(arch))}")
+    found = [leaf for name, table in chosen.items() for leaf in leaves(table, name)]
+    assign(found, jobs(args.batch), arch)
+    for leaf in found:
+        if leaf.job is None:
+            print(f"{leaf}: no shape of the models reads it")
+            continue
+        if time.monotonic() > deadline:
+            print(f"{leaf}: no time left")
+            continue
+        before = leaf.value
+        leaf.value, after_s, before_s = search(before, Timer(leaf), deadline)
+        print(f"{leaf} by {leaf.job.case}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
+    note = f"tuned on {torch.cuda.get_device_name(device)}, {datetime.date.today()}, batch {args.batch}"
+    for name, table in chosen.items():
+        print("\n" + text(name, arch, table, note))
+
+
+if __name__ == "__main__":
+    main()
