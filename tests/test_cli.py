@@ -106,6 +106,7 @@ except SystemExit as stop:
         (["eval", "nowhere"], r"nowhere: does not exist"),
         (["eval", "{run}", "--data", "digits"], r"knows 2 classes \(sea, sky, ...\), but digits has 10 \(0, 1, 2, 3, ...\)"),
         (["eval", "{run}", "--split", "val", "--data-dir", "{photos}"], r"--split val: folder has no such split"),
+        (["eval", "{run}", "--img-size", "0"], r"img_size is \(0, 0\); expected numbers of pixels from 1"),
         (["predict", "nowhere", "x.png"], r"nowhere: does not exist"),
         (["predict", "{run}", "x.png"], r"x\.png: there is no such file"),
         (["predict", "{run}", "{run}/metrics.csv"], r"metrics\.csv: cannot be read as an image"),

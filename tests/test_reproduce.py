@@ -98,8 +98,32 @@ def test_table_rows():
     assert (changed["changes"], changed["last"], changed["last_sd"]) == ("epochs=3", "50.00", "")
     assert (partial["state"], partial["last"], partial["seeds"]) == ("epoch 7 of 300", "30.00", "42")
     assert not_run["state"] == "not run" and "last" not in not_run
-    at = [recipes.Cell("a", "figure7", f"CCT-7/3x2 none at {size}", "cifar10", "top1", None) for size in (16, 32)]
-    assert [row["state"] for row in results.table_rows("figure7", at, runs[:1])] == ["not run", "done"]
+
+
+def test_figure_7_takes_the_accuracy_at_other_sizes():
+    cells = [recipes.Cell("a", "figure7", f"CCT-7/3x2 none at {size}", "cifar10", "top1", None) for size in (16, 32, 48)]
+    rows = results.table_rows("figure7", cells, [run_of("a", 42, 96.0, ema=95.0, at={"48": 71.25})])
+    assert [(row["state"], row.get("last")) for row in rows] == [("not run", None), ("done", "96.00"), ("done", "71.25")]
+    assert [row.get("best") for row in rows] == [None, "97.00", ""] and rows[2]["highest"] == "71.25" and rows[2]["ema"] == ""
+    assert [results.size_after_training(cell) for cell in cells] == [16, None, 48]
+
+
+def test_evaluation_at_other_sizes(folder, monkeypatch, capfd):
+    runs, _ = runs_of(folder, monkeypatch, "")
+    job = runs.job("tiny", 0, sizes=(16,))
+    assert main(["train", "-c", str(recipes.path("tiny")), "--seed", "42", "--output", str(job.folder), "--epochs", "1"]) == 0
+    job.record["finished"] = True
+    assert runs.go([job], lambda job: None) == 0
+    value = job.record["at"]["16"]
+    assert f"tiny, seed 42: at 16 pixels top-1 {value:.2f} %" in capfd.readouterr().out
+    assert main(["eval", str(job.folder / "last.safetensors"), "--img-size", "16", "--json"]) == 0
+    assert 100 * json.loads(capfd.readouterr().out)["top1"] == value
+    assert runs.job("tiny", 0).record["at"] == {"16": value}
+    (job.folder / "last.safetensors").unlink()
+    assert runs.go([job], lambda job: None) == 0  # it is known already
+    job.record["at"].clear()
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=2))
+    assert runs.go([job], lambda job: None) == 1 and job.record["at"] == {}
 
 
 def test_run_stop_and_go_on(folder, capfd):
@@ -111,7 +135,7 @@ def test_run_stop_and_go_on(folder, capfd):
     path = folder / "results" / "runs" / "tiny-lr=0.001" / "seed-42.json"
     record = json.loads(path.read_text())
     assert record["command"] == "cct train -c tiny --seed 42 --lr 0.001"
-    assert record["finished"] and record["planned"] == record["epochs"] == 2 and "1 threads" in record["sessions"][0]["machine"]
+    assert record["finished"] and record["planned"] == record["epochs"] == 2 and "1 thread" in record["sessions"][0]["machine"]
     other, ours = rows_of(folder)
     assert (other["row"], other["state"], other["last"]) == ("CCT-7/3x1, 300 epochs", "not run", "")
     assert ours["last"] == f"{record['last']:.2f}" and ours["paper"] == "98.50" and ours["changes"] == "lr=0.001"

@@ -9,6 +9,7 @@ examples:
   cct eval runs/digits-cct_2_3x2-2026-01-31-1        the best weights of a run, on the data it was trained on
   cct eval best.safetensors --data cifar10 --data-dir ~/data
   cct eval official.pth --model cct_7_3x1_32 --data cifar10
+  cct eval best.safetensors --img-size 48            larger images than those of the training
 """
 
 
@@ -20,6 +21,7 @@ def add(subparsers):
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the data files")
     parser.add_argument("--split", choices=("test", "val", "train"), default="test", help="which images (test)")
     parser.add_argument("--model", metavar="NAME", help="model name, for files that do not say it")
+    parser.add_argument("--img-size", metavar="SIZE", type=int, help="side of the images, where not that of the training")
     parser.add_argument("--batch-size", metavar="N", type=int, default=256, help="images at a time (256)")
     parser.add_argument("--amp", nargs="?", const="bf16", default="off", metavar="off|bf16", help="mixed precision (off)")
     parser.add_argument("--fused", action="store_true", default=True, help="fused kernels where they run (the default)")
@@ -52,8 +54,11 @@ def run(args):
     spec = config.get("preprocessing", {})
     data_dir = args.data_dir if args.data_dir or args.data else _data_dir(args.checkpoint)
     how = {key: spec[key] for key in ("interpolation", "crop_pct") if key in spec}
-    data = cct.data.load(name, data_dir, img_size=tuple(spec.get("size", model.img_size)), **how)
+    size = tuple(spec.get("size", model.img_size)) if args.img_size is None else (args.img_size, args.img_size)
+    data = cct.data.load(name, data_dir, img_size=size, **how)
     _check(args.checkpoint, model, config, data)
+    if args.img_size is not None:
+        _resize(model, size)
     split = getattr(data, args.split)
     if split is None:
         raise ConfigError(f"--split {args.split}: {name} has no such split")
@@ -68,6 +73,16 @@ def run(args):
     top5 = f", top-5 {percent(result['top5'])}" if result["top5"] is not None else ""
     images = f"{result['images']:,} images"
     print(f"{name} {args.split} top-1 {percent(result['top1'])}{top5}, loss {result['loss']:.4f} ({images})")
+
+
+def _resize(model, size):
+    """Let the model take other images: a learnable positional embedding is resized, a sine one recomputed."""
+    from cct.training.config import ConfigError
+
+    try:
+        model.set_input_size(size)
+    except ValueError as error:
+        raise ConfigError(f"--img-size: {error}") from None
 
 
 def _data_dir(run):

@@ -49,7 +49,10 @@ def run(args):
     table = paper.key(args.table)
     cells = results.in_printed_order(table, _select(args, table, recipes.cells(table=table)))
     runs = Runs(args, changes=_changes(args.set))
-    jobs = [runs.job(recipe, n) for n in range(_seeds(args)) for recipe in dict.fromkeys(cell.recipe for cell in cells)]
+    sizes = {cell.recipe: [] for cell in cells}
+    for cell in cells:
+        sizes[cell.recipe] += [size for size in [results.size_after_training(cell)] if size]
+    jobs = [runs.job(recipe, n, sizes[recipe]) for n in range(_seeds(args)) for recipe in sizes]
     with writing_to(args.results, "--results") if not args.dry_run else _nothing():
         if args.dry_run:
             _show_jobs(table, cells, jobs)

@@ -4,6 +4,7 @@ A process for each run keeps threads, memory and crashes apart, and the command 
 """
 
 import datetime
+import json
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,7 @@ class Job:
     record: dict
     words: list
     machine_words: list
+    sizes: tuple  # other image sizes to evaluate the last weights at
 
     @property
     def command(self):
@@ -67,8 +69,8 @@ class Runs:
         given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
         self.machine_words = [word for name, value in given.items() for word in _flag(name, value)]
 
-    def job(self, recipe, n):
-        """The run of a recipe with its n-th seed, counted from 0."""
+    def job(self, recipe, n, sizes=()):
+        """The run of a recipe with its n-th seed, counted from 0; `sizes` of images at which to evaluate it in the end."""
         config = resolve(self.changes, recipes.path(recipe))
         seed = config.seed + n
         changes = [f"{name}={_text(value, ',')}" for name, value in self.changes.items()]
@@ -76,13 +78,11 @@ class Runs:
         words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in _flag(name, value))]
         command = shlex.join(["cct", "train", "-c", recipe, *words])
         record = {"recipe": recipe, "changes": " ".join(changes), "seed": seed, "command": command}
-        record |= {"planned": total_epochs(config), "finished": False, "sessions": []}
-        job = Job(recipe, folder, record, words, self.machine_words)
+        record |= {"planned": total_epochs(config), "finished": False, "sessions": [], "at": {}}
+        job = Job(recipe, folder, record, words, self.machine_words, tuple(sizes))
         if job.record_path.is_file():
-            job.record = {
-                **record,
-                **{key: read_json(job.record_path).get(key, record[key]) for key in ("finished", "sessions")},
-            }
+            kept = read_json(job.record_path)
+            record |= {key: kept[key] for key in ("finished", "sessions", "at") if key in kept}
         return job
 
     def go(self, jobs, publish):
@@ -93,17 +93,17 @@ class Runs:
         code = 0
         with Interrupt() as interrupt:
             for job in jobs:
-                if job.record["finished"]:
-                    publish(job)
-                    continue
-                if interrupt.signal is None and time.monotonic() < self.deadline:
+                if not job.record["finished"]:
+                    if time.monotonic() >= self.deadline:
+                        break
                     code = max(code, self._run(job, interrupt))
-                    publish(job)
+                if job.record["finished"] and interrupt.signal is None:
+                    code = max(code, self._evaluate(job, interrupt))
+                publish(job)
                 if interrupt.signal is not None:
                     return EXIT_CODES[interrupt.signal]
-                if time.monotonic() >= self.deadline:
-                    print("stopped at the budget; the same command goes on")
-                    return code
+        if time.monotonic() >= self.deadline and not all(job.record["finished"] for job in jobs):
+            print("stopped at the budget; the same command goes on")
         return code
 
     def _run(self, job, interrupt):
@@ -123,6 +123,21 @@ class Runs:
         if exit_code and not stopped:
             print(f"{job.recipe}, seed {job.record['seed']}: failed with exit code {exit_code}, see above", file=sys.stderr)
             return 1
+        return 0
+
+    def _evaluate(self, job, interrupt):
+        """Fill in the accuracies at other image sizes that are missing; 1 when one could not be had, else 0."""
+        missing = [size for size in job.sizes if str(size) not in job.record["at"]]
+        config = read_yaml(job.folder / "config.yaml") if missing else {}
+        flags = [word for name in ("data_dir", "amp") if config.get(name) for word in _flag(name, config[name])]
+        for size in missing:
+            words = [str(job.folder / "last.safetensors"), "--img-size", str(size), "--json", *flags, *self.machine_words]
+            done = subprocess.run([sys.executable, "-m", "cct", "eval", *words], stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                return int(interrupt.signal is None)
+            job.record["at"][str(size)] = 100 * json.loads(done.stdout)["top1"]
+            print(f"{job.recipe}, seed {job.record['seed']}: at {size} pixels top-1 {job.record['at'][str(size)]:.2f} %")
+            write_json(job.record_path, job.record)
         return 0
 
     def _wait(self, argv, interrupt):
@@ -165,7 +180,7 @@ def _machine(device):
     facts, (name, threads) = machine.machine(), device
     if name.startswith("cuda"):
         return facts.get("gpu", name)
-    return f"{facts['cpu']}, {facts['cores']} cores" + (f", {threads} threads" if threads else "")
+    return f"{facts['cpu']}, {facts['cores']} cores" + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
 
 
 def _text(value, separator=" "):

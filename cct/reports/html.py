@@ -47,7 +47,7 @@ figure svg { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; }
 svg text { font-family: inherit !important; }
 .wide { overflow-x: auto; margin: .8rem 0 0; }
-table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: .93rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; background: var(--head); }

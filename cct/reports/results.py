@@ -45,7 +45,8 @@ def numbers(rows):
 def publish(run, record, results):
     """Copy what a run has given so far, its `record` and its metrics.csv, to results/runs; nothing before the first epoch.
 
-    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned, finished, sessions.
+    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned, finished, sessions; and `at`, the
+    accuracy of the last weights in % at other image sizes, {"16": ...}.
     """
     metrics = Path(run) / "metrics.csv"
     facts = numbers(read_metrics(metrics)) if metrics.is_file() else {}
@@ -69,7 +70,7 @@ def table_rows(table, cells, runs):
     """
     rows = []
     for cell in in_printed_order(table, cells):
-        ours = [run for run in runs if run["recipe"] == cell.recipe and _gives(cell)]
+        ours = [seen for run in runs if run["recipe"] == cell.recipe and (seen := _as_seen_by(cell, run))]
         start = {
             "table": table, "row": cell.row, "dataset": cell.dataset, "metric": cell.metric,
             "paper": "" if cell.value is None else f"{cell.value:.2f}", "recipe": cell.recipe,
@@ -92,9 +93,19 @@ def in_printed_order(table, cells):
     return sorted(cells, key=place)
 
 
-def _gives(cell):
-    """Whether training alone gives the cell; Figure 7 looks at other sizes than the 32 pixels of the training."""
-    return cell.table != "figure7" or cell.row.endswith(" at 32")
+def size_after_training(cell):
+    """The image size at which a cell of Figure 7 is evaluated after the training at 32; None for all other cells."""
+    size = int(cell.row.rpartition(" at ")[2]) if cell.table == "figure7" else 32
+    return None if size == 32 else size
+
+
+def _as_seen_by(cell, run):
+    """The run with the numbers that the cell asks for; None when it has not given them."""
+    size = size_after_training(cell)
+    if size is None:
+        return run
+    value = run.get("at", {}).get(str(size))
+    return None if value is None else {**{k: v for k, v in run.items() if k not in ("best", "ema")}, "last": value}
 
 
 def _over_seeds(runs):
@@ -104,7 +115,7 @@ def _over_seeds(runs):
     sessions = [session for run in shown for session in run["sessions"]]
     row = {
         "state": DONE if finished else f"epoch {last['epochs']} of {last['planned']}",
-        "highest": f"{max(run['best'] for run in shown):.2f}",
+        "highest": f"{max(run.get('best', run['last']) for run in shown):.2f}",
         "seeds": " ".join(str(run["seed"]) for run in shown),
         "epochs": last["epochs"],
         "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
