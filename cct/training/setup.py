@@ -57,6 +57,10 @@ def prepare(config, workers=None, *, pretrained=True):
         device=str(device) if workers.count == 1 else device.type,
         threads=torch.get_num_threads(),
         warmup_epochs=warmup_epochs(config),
+        num_classes=data.num_classes,
+        img_size=data.img_size[0] if data.img_size[0] == data.img_size[1] else config.img_size,
+        mean=data.mean,
+        std=data.std,
         **resolved_crop_and_flip(config, data.augment),
     )
     torch.manual_seed(config.seed)
