@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cct.models import create_model
 from cct.training import graph
-from cct.training.graph import GraphedStep
+from cct.training.graph import GraphedFunction, GraphedStep
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -93,17 +93,34 @@ def test_same_bits_as_without(optimizer, device, request):
     found_losses, found_weights, step = train(optimizer, device, graphed=True)
     assert torch.equal(found_losses, losses)
     assert all(torch.equal(found_weights[name], value) for name, value in weights.items())
-    assert {key[0][0][0]: kind.gradients is not None for key, kind in step._kinds.items()} == {6: True, 4: False}
+    assert {key[0][0][0]: kind.graph is not None for key, kind in step._gradients.kinds.items()} == {6: True, 4: False}
     if device == "cpu":  # both kinds before `forget`, the usual one after it, two graphs each
         assert Emulated.captures == 6
 
 
+def test_settings_and_missing_tensors_choose_the_graph(emulated):
+    """Each kind is captured after its own first calls, and sees the tensors of every call."""
+    seen = []
+
+    def function(scale, x, bias):
+        seen.append(x)
+        return (x * scale if bias is None else x * scale + bias).sum().double()
+
+    graphed = GraphedFunction(function, torch.device("cpu"))
+    one = torch.ones(2)
+    for i in range(2 * graph.WARMUP):
+        x = torch.full((2,), float(i))
+        assert graphed(3, x, None) == 6 * i and graphed(4, x, None) == 8 * i and graphed(3, x, one) == 6 * i + 2
+    assert Emulated.captures == 3
+    assert all(not any(x is static for x in seen[: 3 * graph.WARMUP]) for static in graphed.current.inputs)
+    assert any(seen[-1] is static for static in graphed.current.inputs)  # replayed: from the memory of the capture
+
+
 def test_no_more_than_a_few_kinds(emulated):
-    model, optimizer = make("adamw", "cpu")
-    step = GraphedStep(*functions(model, optimizer), optimizer, torch.device("cpu"))
+    graphed = GraphedFunction(lambda x: x.sum().double(), torch.device("cpu"))
     for n in range(1, graph.MOST + 3):
         for _ in range(graph.WARMUP + 1):
-            step.gradients(torch.randn(n, 3, 16, 16), torch.zeros(n, dtype=torch.int64))
+            assert graphed(torch.ones(n)) == n
     assert Emulated.captures == graph.MOST
 
 
