@@ -182,3 +182,27 @@ def test_split_checks_its_tensors():
         Split(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(DataError, match=r"labels is torch.int64 \(3,\)"):
         Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("n", [23, 21])  # the last batch has 3 images, or 1: fewer than pieces
+def test_pieces_are_what_the_whole_batch_has_there(mode, n):
+    augment = Augment(crop_padding=1, reprob=0.5, mixup=0.8, cutmix=1.0, mixup_mode=mode)
+    options = {"batch_size": 10, "augment": augment, "num_classes": n}
+    whole = run(make_split(n), **options)
+    for own in (range(0, 1), range(1, 2), range(2, 5)):
+        ours = run(make_split(n), **options, pieces=5, own=own)
+        for (images, targets), (own_images, own_targets) in zip(whole, ours, strict=True):
+            places = batches.places(len(targets), own, 5)
+            places = places if len(places) else torch.tensor((0, len(targets) - 1)).unique()
+            assert torch.equal(own_images, images[places]) and torch.equal(own_targets, targets[places])
+
+
+def test_pieces_hold_every_image_once_and_partners_together():
+    for n, count in ((1, 2), (3, 5), (10, 3), (479, 2), (128, 8)):
+        parts = [batches.places(n, range(i, i + 1), count) for i in range(count)]
+        assert sorted(i for part in parts for i in part.tolist()) == list(range(n))
+        assert all(torch.equal(part, n - 1 - part.flip(0)) for part in parts)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 2
+        assert torch.equal(torch.cat(parts[1:]).unique(), batches.places(n, range(1, count), count))

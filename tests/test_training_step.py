@@ -27,9 +27,10 @@ def stepper(config, objective=None, **model_arguments):
 
 
 def batch(n=7, soft=False):
+    """images, targets, n."""
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(n, 1, 8, 8, generator=generator), torch.arange(n) % 10
-    return images, torch.rand(n, 10, generator=generator).softmax(1) if soft else labels
+    return images, torch.rand(n, 10, generator=generator).softmax(1) if soft else labels, n
 
 
 def trained(step, steps=4, **kind):

@@ -5,6 +5,7 @@ The batches of an epoch are a function of (seed, epoch): a run resumed at any (e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -20,6 +21,17 @@ def num_batches(n: int, batch_size: int, drop_last: bool = False) -> int:
     return n // batch_size if drop_last else -(-n // batch_size)
 
 
+def places(n: int, pieces: range, count: int) -> torch.Tensor:
+    """Sorted int64 (m,): places of some neighbouring `pieces` of a batch of n that is cut into `count`, as even as can be.
+
+    A piece is a run of the first half of the batch and its mirror image in the second: partners in mixing, i and n - 1 - i,
+    stay together, and are partners again in the piece. With fewer images than pieces some hold none.
+    """
+    half = (n + 1) // 2
+    front = torch.arange(pieces.start * half // count, pieces.stop * half // count)
+    return torch.cat((front, n - 1 - front)).unique()
+
+
 def epoch(
     split: Split,
     *,
@@ -33,14 +45,18 @@ def epoch(
     num_classes: int | None = None,
     drop_last: bool = False,
     start: int = 0,
+    pieces: int = 1,
+    own: range = range(1),
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every sample once, in a random order: (images float32 (B, C, H, W) normalised, targets) on `device`.
 
     targets: int64 labels (B,), or with mixup or CutMix soft targets float32 (B, num_classes). The order is a function of
     (seed, epoch), what happens to a sample of (seed, epoch, sample index), mixing of (seed, epoch, number of the batch): the
     device changes none of them, the batch size only mixing. `start` leaves out the first batches at no cost. `augment=None`
-    only shuffles. Raises DataError for a batch size, seed, epoch or start out of range, for a mean or std that does not fit,
-    and for mixing without num_classes.
+    only shuffles. Where several processes share a batch, `pieces` says into how many it is cut and `own` which of them are
+    made, see `places`: as they are in the whole batch, and in its order. A batch that leaves none gives its outermost pair.
+    Raises DataError for a batch size, seed, epoch or start out of range, for a mean or std that does not fit, and for mixing
+    without num_classes.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("start", start, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -49,32 +65,45 @@ def epoch(
         raise DataError("epoch: num_classes is missing; mixup and cutmix make soft targets, one value for each class")
     scale, shift = _affine(split, mean, std, device)
     fill = augment.fill(mean) if augment is not None else None
-    return _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start)
+    return _epoch(
+        split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own
+    )
 
 
-def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start):
+def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own):
     n, size = len(split), split.img_size
     order = draws.permutation(seed, epoch, n, split.device)
     ahead = max(1, DRAWN_AHEAD // batch_size)
     steps = range(start, num_batches(n, batch_size, drop_last))
     indices = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
+    counts = [len(index) for index in indices]
+    if pieces > 1:
+        ours = functools.cache(lambda count: _places_or_pair(count, own, pieces).to(split.device))
+        indices = [index[ours(len(index))] for index in indices]
     augment, pixels = split.fetch(indices, augment, seed, epoch)
-    for step, index, images in zip(steps, indices, pixels, strict=True):
+    for step, index, count, images in zip(steps, indices, counts, pixels, strict=True):
         images = images.to(device, non_blocking=True)
         labels = split.labels.index_select(0, index).to(device, non_blocking=True)
         if augment is None:
             yield normalise(images, scale, shift), labels
             continue
-        place, count = (step - start) % ahead, len(labels)
+        place = (step - start) % ahead
         if place == 0:
-            drawn = augment.draw(seed, epoch, order[step * batch_size : (step + ahead) * batch_size].to(device), size)
+            drawn = augment.draw(seed, epoch, torch.cat(indices[step - start :][:ahead]).to(device), size)
         if place == 0 or count < batch_size:
             numbers = torch.arange(step, step + (ahead if place == 0 else 1), device=images.device)
             mixes, first = augment.draw_mix(seed, epoch, numbers, count, size), step
-        program, boxes = drawn.of(slice(place * batch_size, place * batch_size + count))
+        program, boxes = drawn.of(slice(place * len(indices[0]), place * len(indices[0]) + len(labels)))
         mix = mixes and mixes.of(step - first)
+        if mix and pieces > 1:
+            mix = mix.at(ours(count).to(device))
         images = augment.pixels(images, program, fill)
         yield augment.finish(images, mix, boxes, scale, shift), augment.targets(labels, mix, num_classes)
+
+
+def _places_or_pair(n, own, pieces):
+    found = places(n, own, pieces)
+    return found if len(found) else torch.tensor((0, n - 1)).unique()
 
 
 def evaluation(split: Split, *, batch_size: int, mean, std, device="cpu") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -93,7 +93,7 @@ class Run:
         stream = batches.epoch(
             self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
             mean=self.data.mean, std=self.data.std, device=self.device, num_classes=self.data.num_classes,
-            start=self.step,
+            start=self.step, pieces=self.stepper.pieces, own=self.stepper.own,
         )  # fmt: skip
         self.model.train()
         began = time.perf_counter() - self.seconds
@@ -111,8 +111,9 @@ class Run:
         return None
 
     def _train_step(self, images, targets):
-        means = self.stepper.gradients(images, targets, self.epoch, self.step)
-        self._note(means, len(targets))
+        n = min(self.config.batch_size, len(self.data.train) - self.step * self.config.batch_size)
+        means = self.stepper.gradients(images, targets, n, self.epoch, self.step)
+        self._note(means, n)
         self.stepper.update(self._learning_rate(self.step))
         self.step += 1
 

@@ -32,6 +32,10 @@ class Mix(NamedTuple):
         """That of one batch."""
         return Mix(self.lam[i], self.box[i])
 
+    def at(self, places: torch.Tensor) -> Mix:
+        """That of some of the samples of one batch, int64 (n,)."""
+        return Mix(self.lam[places], self.box[places])
+
 
 def draw(seed, epoch, batches: torch.Tensor, count: int, size, augment) -> Mix:
     """How batches of `count` samples are mixed; batches: their numbers in the epoch, int64 (k,) on the device.
