@@ -70,7 +70,7 @@ CCT_INLINE T floor_of(double v) {
   return i - (double(i) > v);
 }
 
-CCT_INLINE uint8_t to_pixel(float v) { return uint8_t(v < 0.f ? 0.f : v > 255.f ? 255.f : v); }
+CCT_INLINE uint8_t to_pixel(float v) { return uint8_t(v > 0.f ? (v < 255.f ? v : 255.f) : 0.f); }
 
 void flip(const AugmentArgs& a, int64_t flips, uint8_t* image) {
   for (int64_t row = 0; flips & 1 && row < a.C * a.H; ++row)
@@ -175,65 +175,38 @@ CCT_INLINE double cubic_of(double v1, double v2, double v3, double v4, double d)
   return v2 + d * ((-v1 + v3) + d * ((2 * (v1 - v2) + v3 - v4) + d * (-v1 + v2 - v3 + v4)));
 }
 
-// Where one row of an affine image comes from: offsets of the four columns and rows around each place, and the place between
-// the middle two.
-struct Places {
-  int32_t *columns, *rows;  // (4, W)
-  double *du, *dv;          // (W)
-  uint8_t* inside;          // (W)
-};
-
-void find(const AugmentArgs& a, const double* arg, int64_t y, const Places& p) {
-  const double py = double(y) + 0.5;
-  for (int64_t x = 0; x < a.W; ++x) {
-    const double px = double(x) + 0.5;
-    double u = arg[0] * px + arg[1] * py + arg[2], v = arg[3] * px + arg[4] * py + arg[5];
-    p.inside[x] = u >= 0 && u < double(a.W) && v >= 0 && v < double(a.H);
-    u = (p.inside[x] ? u : 0.5) - 0.5;
-    v = (p.inside[x] ? v : 0.5) - 0.5;
-    const int32_t left = floor_of(u), above = floor_of(v);
-    p.du[x] = u - double(left);
-    p.dv[x] = v - double(above);
-    for (int32_t i = 0; i < 4; ++i) {
-      p.columns[i * a.W + x] = int32_t(clip(left + i - 1, a.W - 1));
-      p.rows[i * a.W + x] = int32_t(clip(above + i - 1, a.H - 1) * a.W);
-    }
-  }
-}
-
-// One row of a channel; image: that channel as float64.
-template <bool kCubic>
-void interpolate(const double* __restrict image, const Places& p, int64_t W, double* __restrict value) {
-  const int32_t *columns = p.columns, *rows = p.rows;
-  for (int64_t x = 0; x < W; ++x) {
-    auto at = [&](int64_t i, int64_t j) { return image[rows[i * W + x] + columns[j * W + x]]; };
-    const double du = p.du[x], dv = p.dv[x];
-    if (kCubic) {
-      auto across = [&](int64_t i) { return cubic_of(at(i, 0), at(i, 1), at(i, 2), at(i, 3), du); };
-      value[x] = cubic_of(across(0), across(1), across(2), across(3), dv);
-    } else {
-      const double upper = at(1, 1) + (at(1, 2) - at(1, 1)) * du, lower = at(2, 1) + (at(2, 2) - at(2, 1)) * du;
-      value[x] = upper + (lower - upper) * dv;
-    }
-  }
-}
-
-void affine(const AugmentArgs& a, const double* arg, const uint8_t* image, uint8_t* out, char* scratch) {
+void affine(const AugmentArgs& a, const double* arg, const uint8_t* image, uint8_t* out) {
   const int64_t plane = a.H * a.W;
-  double* wide = take<double>(scratch, a.C * plane);
-  double* value = take<double>(scratch, a.W);
-  const Places p{take<int32_t>(scratch, 4 * a.W), take<int32_t>(scratch, 4 * a.W), take<double>(scratch, a.W),
-                 take<double>(scratch, a.W), take<uint8_t>(scratch, a.W)};
-  for (int64_t i = 0; i < a.C * plane; ++i) wide[i] = double(image[i]);
-  for (int64_t y = 0; y < a.H; ++y) {
-    find(a, arg, y, p);
-    for (int64_t c = 0; c < a.C; ++c) {
-      const double* channel = wide + c * plane;
-      arg[kFilter] == kBicubic ? interpolate<true>(channel, p, a.W, value) : interpolate<false>(channel, p, a.W, value);
-      uint8_t* target = out + c * plane + y * a.W;
-      for (int64_t x = 0; x < a.W; ++x) target[x] = p.inside[x] ? uint8_t(int32_t(clamped(value[x], 0, 255))) : a.fill[c];
+  const bool cubic = arg[kFilter] == kBicubic;
+  for (int64_t y = 0; y < a.H; ++y)
+    for (int64_t x = 0; x < a.W; ++x) {
+      const double px = double(x) + 0.5, py = double(y) + 0.5;
+      double u = arg[0] * px + arg[1] * py + arg[2], v = arg[3] * px + arg[4] * py + arg[5];
+      uint8_t* target = out + y * a.W + x;
+      if (!(u >= 0 && u < double(a.W) && v >= 0 && v < double(a.H))) {
+        for (int64_t c = 0; c < a.C; ++c) target[c * plane] = a.fill[c];
+        continue;
+      }
+      u -= 0.5;
+      v -= 0.5;
+      const int64_t left = floor_of(u), above = floor_of(v);
+      const double du = u - double(left), dv = v - double(above);
+      int64_t columns[4], rows[4];
+      for (int64_t i = 0; i < 4; ++i) columns[i] = clip(left + i - 1, a.W - 1), rows[i] = clip(above + i - 1, a.H - 1) * a.W;
+      for (int64_t c = 0; c < a.C; ++c) {
+        const uint8_t* source = image + c * plane;
+        auto at = [&](int64_t i, int64_t j) { return double(source[rows[i] + columns[j]]); };
+        double value;
+        if (cubic) {
+          auto across = [&](int64_t i) { return cubic_of(at(i, 0), at(i, 1), at(i, 2), at(i, 3), du); };
+          value = cubic_of(across(0), across(1), across(2), across(3), dv);
+        } else {
+          const double upper = at(1, 1) + (at(1, 2) - at(1, 1)) * du, lower = at(2, 1) + (at(2, 2) - at(2, 1)) * du;
+          value = upper + (lower - upper) * dv;
+        }
+        target[c * plane] = uint8_t(whole(value, 0, 255));
+      }
     }
-  }
 }
 
 // The nearest pixel, in 16.16 fixed point.
@@ -325,17 +298,21 @@ void color(const AugmentArgs& a, float factor, const uint8_t* image, uint8_t* ou
   for (int64_t c = 0; c < a.C; ++c) blend_rows(greys, image + c * plane, factor, plane, out + c * plane);
 }
 
+// Pillow's SMOOTH inside a row.
+void smooth_row(const uint8_t* up, const uint8_t* own, const uint8_t* down, int64_t W, int32_t* __restrict out) {
+  for (int64_t x = 1; x < W - 1; ++x) {
+    const int32_t above = up[x - 1] + up[x] + up[x + 1], below = down[x - 1] + down[x] + down[x + 1];
+    out[x] = (2 * (above + own[x - 1] + 5 * own[x] + own[x + 1] + below) + 13) / 26;
+  }
+}
+
 void sharpness(const AugmentArgs& a, float factor, const uint8_t* image, uint8_t* out, char* scratch) {
   int32_t* smooth = take<int32_t>(scratch, a.W);
   std::memcpy(out, image, a.C * a.H * a.W);
   for (int64_t row = 0; row < a.C * a.H; ++row) {
     if (row % a.H == 0 || row % a.H == a.H - 1) continue;
     const uint8_t *own = image + row * a.W, *up = own - a.W, *down = own + a.W;
-    for (int64_t x = 1; x < a.W - 1; ++x) {
-      const int32_t total =
-          up[x - 1] + up[x] + up[x + 1] + own[x - 1] + 5 * own[x] + own[x + 1] + down[x - 1] + down[x] + down[x + 1];
-      smooth[x] = (2 * total + 13) / 26;
-    }
+    smooth_row(up, own, down, a.W, smooth);
     blend_rows(smooth + 1, own + 1, factor, a.W - 2, out + row * a.W + 1);
   }
 }
@@ -383,7 +360,7 @@ void augment_image(const AugmentArgs& a, const int64_t* codes, const double* arg
         resize(a, arg, now, target, scratch);
         break;
       case kAffine:
-        arg[kFilter] == kNearest ? affine_nearest(a, arg, now, target) : affine(a, arg, now, target, scratch);
+        arg[kFilter] == kNearest ? affine_nearest(a, arg, now, target) : affine(a, arg, now, target);
         break;
       case kColor:
         color(a, float(arg[0]), now, target, scratch);
@@ -434,11 +411,10 @@ void check_images(const char* op, const at::Tensor& images) {
   check_tensor(op, "images", images, images.sizes(), at::kByte);
 }
 
-// What the greediest operation takes, in at most nine buffers with their margins.
+// What the greediest operation takes, in at most eight buffers with their margins.
 size_t scratch_bytes(const AugmentArgs& a) {
-  const int64_t plane = a.H * a.W;
-  const int64_t resize = 4 * (1 + kTaps) * (a.H + 2 * a.W) + (a.H + kTaps) * a.W, affine = 8 * a.C * plane + 64 * a.W;
-  return a.C * plane + std::max(resize, std::max(affine, 4 * plane)) + 9 * (4096 + 256);
+  const int64_t plane = a.H * a.W, resize = 4 * (1 + kTaps) * (a.H + 2 * a.W) + (a.H + kTaps) * a.W;
+  return a.C * plane + std::max(resize, 4 * plane) + 8 * (4096 + 256);
 }
 
 at::Tensor augment_pixels(const at::Tensor& images_in, const at::Tensor& codes_in, const at::Tensor& args_in,

@@ -75,7 +75,7 @@ def parse(text: str):
     for part in parts:
         found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
         key, number = found.groups() if found else (part, "")
-        if key not in kinds or (kinds[key] is int and "." in number):
+        if key not in kinds or not number or (kinds[key] is int and "." in number):
             raise ValueError(
                 f"Augment: aa is {text!r}, where {part!r} is not understood; expected m# n# mstd# mmax# p# w# inc#, "
                 "as in rand-m9-mstd0.5-inc1"
