@@ -42,8 +42,8 @@ sanitize() { # the tests before have compiled these kernels: compiling under the
   set -o pipefail
   for check in memcheck racecheck; do
     echo "-- $check"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $((SANITIZE / 2)) "$tool" --tool "$check" --error-exitcode 9 \
-      "$PYTHON" -m bench.gpu_small --seconds $((SANITIZE / 2 - 15)) | tail -n 25
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $((LIMIT / 2)) "$tool" --tool "$check" --error-exitcode 9 \
+      "$PYTHON" -m bench.gpu_small --seconds $((LIMIT / 2 - 15)) | tail -n 25
     code=$?
     [ $code -eq 124 ] && echo "$check: out of time"
     case $code in 0 | 124) ;; *) failed=1 ;; esac
@@ -77,7 +77,7 @@ for name in $wanted; do
 done
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
 export -f build tests sanitize rows ops training inference latency autotune self_test
-export PYTHON OUT DEVICE TINY SANITIZE
+export PYTHON OUT DEVICE TINY LIMIT
 
 began=$SECONDS report=""
 for entry in $STAGES; do
@@ -90,7 +90,7 @@ for entry in $STAGES; do
     report+="$name: left out, no time"$'\n'
     continue
   fi
-  SANITIZE=$limit start=$SECONDS
+  LIMIT=$limit start=$SECONDS
   echo "==== $name (at most $limit s)"
   timeout --kill-after=5 "$limit" bash -c "$name"
   code=$?
