@@ -78,6 +78,8 @@ def _check(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     expect_optional(OP, "norm_bias", norm_bias, (C,), x)
     expect_tensor(OP, "fc1_weight", fc1_weight, ndim=2)
     F = fc1_weight.shape[0]
+    if C == 0 or F == 0:
+        raise ValueError(f"{OP}: x has {C} channels and fc1_weight {F} rows; expected at least one")
     expect_like(OP, "fc1_weight", fc1_weight, (F, C), x)
     expect_optional(OP, "fc1_bias", fc1_bias, (F,), x)
     expect_like(OP, "fc2_weight", fc2_weight, (C, F), x)

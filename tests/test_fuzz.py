@@ -132,7 +132,8 @@ def test_any_sizes_strides_and_dtypes(op, data):
 def test_a_nan_goes_where_plain_pytorch_takes_it(op, data):
     """Neither swallowed nor spread: NaN in one element of one argument."""
     tensors, options = data.draw(calls(op))
-    options = {n: 0.0 if "dropout" in n else v for n, v in options.items()}  # a dropped NaN is zero here, and not in PyTorch
+    # a dropped NaN is zero here, and not in PyTorch; what NaN weights make of the zeros of a padding depends on its algorithm
+    options = {n: 0 if "dropout" in n or n == "padding" else v for n, v in options.items()}
     for n in tensors.keys() - set(CONSTANTS):
         tensors[n] = tensors[n].float().nan_to_num(posinf=1.0, neginf=1.0).clamp(-9, 9).flatten().clone().view(tensors[n].shape)
     unread = ["bias", "norm_bias"] if op == "seqpool" else []  # they move all scores alike
@@ -178,8 +179,7 @@ def test_wrong_arguments(op, data):
     arguments = tensors | options | data.draw(st.sampled_from([{}, {}, {"eps": 1e-6}, {"backend": "cpu"}]))
     if op == "conv_tokenizer":
         arguments.pop("eps", None)
-    for _ in range(data.draw(st.integers(1, 2))):
-        name = data.draw(st.sampled_from(sorted(arguments)))
+    for name in sorted(data.draw(st.sets(st.sampled_from(sorted(arguments)), min_size=1, max_size=2))):
         arguments[name] = spoilt(data.draw, arguments[name])
     try:
         out = getattr(cct_kernels, op)(**arguments)
@@ -231,10 +231,9 @@ def test_native_ops_refuse_what_they_cannot_index(data):
     for name, good in native_calls().items():
         op, arguments = getattr(torch.ops.cct_kernels, name), list(good)
         op(*arguments)
-        for _ in range(data.draw(st.integers(1, 2))):
-            i = data.draw(st.integers(0, len(arguments) - 1))
+        for i in sorted(data.draw(st.sets(st.integers(0, len(arguments) - 1), min_size=1, max_size=2))):
             arguments[i] = spoilt(data.draw, arguments[i])
-        with contextlib.suppress(ValueError, RuntimeError, TypeError, OverflowError):  # the last three: the dispatcher's own
+        with contextlib.suppress(Exception):  # the dispatcher and the fake kernels of meta tensors have their own
             op(*arguments)
 
 
