@@ -168,5 +168,7 @@ def test_mistakes(folder, capsys, monkeypatch):
         assert "seed-42.csv: cannot be read as the metrics of a run" in fails("--results", folder)
     record.with_suffix(".csv").unlink()
     assert "seed-42.csv: cannot be read as the metrics of a run" in fails("--results", folder)
+    record.write_text('{"recipe": "x", "seed": 1}')
+    assert "seed-42.json: lacks changes, command, planned" in fails("--results", folder)
     record.write_text("{")
     assert "seed-42.json: cannot be read" in fails("--results", folder)

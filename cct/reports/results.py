@@ -18,6 +18,10 @@ COLUMNS = (
     "table", "row", "dataset", "metric", "paper", "state", "last", "last_sd", "best", "best_sd", "ema", "ema_sd", "highest",
     "seeds", "epochs", "minutes", "split", "recipe", "changes", "machine", "versions", "commit", "command",
 )  # fmt: skip
+PUBLISHED = (
+    "recipe", "changes", "seed", "command", "planned", "finished", "sessions", "split", "epochs", "last", "best", "best_epoch",
+    "seconds",
+)  # fmt: skip
 NOT_RUN, DONE = "not run", "done"
 
 
@@ -60,7 +64,13 @@ def publish(run, record, results):
 
 def records(results):
     """Every published run as a dict, with `curve`: the path of its rows. ConfigError naming a file that is damaged."""
-    return [{**read_json(path), "curve": path.with_suffix(".csv")} for path in sorted(Path(results).glob("runs/*/*.json"))]
+    found = []
+    for path in sorted(Path(results).glob("runs/*/*.json")):
+        run = read_json(path)
+        if missing := [key for key in PUBLISHED if key not in run]:
+            raise ConfigError(f"{path}: lacks {', '.join(missing)}; remove it")
+        found.append({**run, "curve": path.with_suffix(".csv")})
+    return found
 
 
 def table_rows(table, cells, runs):

@@ -107,5 +107,5 @@ def label(run):
 
 
 def dataset(run):
-    """The data set of a run's recipe."""
-    return recipes.read(run["recipe"])["data"] if run["recipe"] in recipes.names() else ""
+    """The data set of a run's recipe; "other" when that recipe is not there any more."""
+    return recipes.read(run["recipe"])["data"] if run["recipe"] in recipes.names() else "other"
