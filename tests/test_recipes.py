@@ -1,9 +1,12 @@
 """The recipes: every cell of the paper's vision tables has one, each resolves and builds the model of its row."""
 
+import re
+
 import pytest
 import torch
 
 from cct import recipes
+from cct.cli import main
 from cct.models import create_model
 from cct.models.complexity import count_parameters
 from cct.reports import paper
@@ -98,3 +101,42 @@ def test_names(tmp_path):
     with pytest.raises(ConfigError, match="there is no recipe 'cct_2_3x2-mnits'; did you mean 'cct_2_3x2-mnist'"):
         recipes.find("cct_2_3x2-mnits")
     assert [c.value for c in recipes.cells("2", "CCT-7/3x1, 300 epochs")] == [96.53, 80.92]
+
+
+def test_the_command_lists_and_shows(capsys):
+    assert main(["recipes", "--table", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith(" cct_7_3x1")]) == 6
+    assert any("cct_7_3x1-cifar10 " in line and "96.53 (1 2 7 11 readme_main)" in line for line in lines)
+    assert main(["recipes", "--show", "cct_2_3x2-mnist"]) == 0
+    assert capsys.readouterr().out == recipes.path("cct_2_3x2-mnist").read_text()
+    for words, message in (
+        (["recipes", "nosuch"], "no recipe has 'nosuch' in its name"),
+        (["recipes", "--table", "figur5"], "--table: got 'figur5', expected one of 1, 11, .*; did you mean 'figure5'"),
+        (["train", "-c", "cct_2_3x2-mnits"], "there is no recipe 'cct_2_3x2-mnits'; did you mean 'cct_2_3x2-mnist'"),
+        (["train", "-c", "none.yaml"], "none.yaml: no such file"),
+    ):
+        assert main(words) == 2 and re.search(message, capsys.readouterr().err), words
+
+
+def test_a_recipe_trains_by_its_name(tmp_path, caplog):
+    """Its model and schedule on other data and in short, with timm's flags beside ours."""
+    short = [
+        "--epochs",
+        "2",
+        "--warmup-epochs",
+        "0",
+        "--cooldown-epochs",
+        "0",
+        "--samples-per-class",
+        "4",
+        "--batch-size",
+        "20",
+    ]
+    other = ["--data", "digits", "--img-size", "8", "--model-kwargs", "num_layers=1", "--workers", "8", "--pin-mem"]
+    words = ["train", "-c", "cct_2_3x2-cifar10", *short, *other, "--scale", "0.9", "1", "--output", str(tmp_path / "run")]
+    assert main(words) == 0
+    stored = resolve({}, tmp_path / "run/config.yaml")
+    assert (stored.model, stored.lr, stored.scale, stored.epochs) == ("cct_2_3x2_32", 5.5e-4, (0.9, 1.0), 2)
+    assert (stored.aa, stored.mixup, stored.crop_padding, stored.num_classes) == ("rand-m9-mstd0.5-inc1", 0.8, 0, 10)
+    assert "no effect here: workers (" in caplog.text and "pin_mem (" in caplog.text

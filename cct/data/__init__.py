@@ -6,7 +6,8 @@
     ):
         ...
 
-A data set is one uint8 tensor in memory. Files are looked for in `data_dir`, then in $CCT_DATA, then in ~/.cache/cct/data.
+A split is one uint8 tensor in memory, or image files that are decoded while training. Files are looked for in `data_dir`, then
+in $CCT_DATA, then in ~/.cache/cct/data.
 """
 
 from . import batches, images
@@ -14,5 +15,6 @@ from .augment import Augment
 from .dataset import DataError, DataSet, Split
 from .readers import NAMES, load
 from .report import Report, check
+from .streamed import StreamedSplit
 
-__all__ = ["NAMES", "Augment", "DataError", "DataSet", "Report", "Split", "batches", "check", "images", "load"]
+__all__ = ["NAMES", "Augment", "DataError", "DataSet", "Report", "Split", "StreamedSplit", "batches", "check", "images", "load"]

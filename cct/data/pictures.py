@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .dataset import DataError, Split
-from .streamed import Frame, Picture, StreamedSplit
+from .streamed import Frame, Picture, StreamedSplit, cores
 
 SHOWN = 20  # files that cannot be read, in one message
 
@@ -69,7 +69,7 @@ def _read(pictures, frame, crop_pct) -> tuple[Split, list[str]]:
 
 def parallel(function: Callable, items: Iterable) -> list:
     """In order, on all cores: Pillow decodes and resizes without holding the interpreter lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(function, items))
 
 

@@ -20,6 +20,12 @@ from .images import as_array, fit, open_image
 AHEAD = 2  # batches that are decoded in advance
 
 
+def cores() -> int:
+    """CPU cores for this process: those it may use, shared among the processes that torchrun started on this machine."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ours // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class Picture(NamedTuple):
     """An image file and its class. where: its name in messages; content: its bytes, where they lie in memory (archives)."""
 
@@ -105,7 +111,7 @@ class StreamedSplit:
 
     def _batches(self, indices, read):
         """A batch for each of `indices`, in order; the next AHEAD ones are being read meanwhile."""
-        pool = ThreadPoolExecutor(os.cpu_count())
+        pool = ThreadPoolExecutor(cores())
         running = deque()
         try:
             for index in itertools.chain(indices, [None] * AHEAD):
