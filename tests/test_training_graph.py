@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cct.data import Augment, batches
+from cct.data.dataset import Split
 from cct.models import create_model
 from cct.training import graph
 from cct.training.graph import GraphedFunction, GraphedStep
@@ -56,7 +58,7 @@ def functions(model, optimizer):
     return gradients, update
 
 
-def batches(device):
+def some_batches(device):
     """Ten epochs of two whole batches and a short one."""
     generator = torch.Generator().manual_seed(1)
     for step in range(30):
@@ -70,7 +72,7 @@ def train(optimizer_name, device, graphed):
     gradients, update = functions(model, optimizer)
     step = GraphedStep(gradients, update, optimizer, torch.device(device)) if graphed else None
     losses = []
-    for i, (images, labels, lr) in enumerate(batches(device)):
+    for i, (images, labels, lr) in enumerate(some_batches(device)):
         torch.manual_seed(i)
         losses.append(step.gradients(images, labels) if graphed else gradients(images, labels))
         for group in optimizer.param_groups:
@@ -122,6 +124,39 @@ def test_no_more_than_a_few_kinds(emulated):
         for _ in range(graph.WARMUP + 1):
             assert graphed(torch.ones(n)) == n
     assert Emulated.captures == graph.MOST
+
+
+@pytest.mark.parametrize("options", [{}, {"aa": "rand-m9-mstd0.5-inc1", "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0}, None])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_augmentation_gives_the_same_batches(options, device, monkeypatch):
+    """In two epochs, the short last batch included, whose statistics and draws lie elsewhere in memory each time."""
+
+    class Pure:
+        def __init__(self, function, result):
+            self.function, self.result = function, result
+
+        def replay(self):
+            for static, value in zip(self.result, self.function(), strict=True):
+                static.copy_(value)
+
+    if device == "cpu":
+        monkeypatch.setattr(graph, "capture", lambda function, device: ((g := Pure(function, function())), g.result))
+    images = torch.randint(256, (22, 3, 16, 16), dtype=torch.uint8)
+    split = Split(images, torch.arange(22) % 5).to(device)
+    augment = None if options is None else Augment(**options)
+    carry = GraphedFunction(batches.carry_out, torch.device(device))
+
+    def epochs(carry):
+        for epoch in range(6):
+            stream = batches.epoch(
+                split, batch_size=8, seed=1, epoch=epoch, augment=augment, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
+                num_classes=5, device=device, carry=carry,
+            )  # fmt: skip
+            yield from ((x.clone(), y.clone()) for x, y in stream)
+
+    pairs = zip(epochs(None), epochs(carry), strict=True)
+    assert all(torch.equal(x, found) and torch.equal(y, labels) for (x, y), (found, labels) in pairs)
+    assert len(carry.kinds) == (0 if augment is None else 2) and all(kind.graph for kind in carry.kinds.values())
 
 
 def test_wanted(monkeypatch):

@@ -6,12 +6,14 @@ The batches of an epoch are a function of (seed, epoch): a run resumed at any (e
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from . import draws
 from .augment import Augment
+from .augment.mixing import Mix
+from .augment.program import Program
 from .dataset import DataError, Split
 
 DRAWN_AHEAD = 4096  # samples whose random choices are made at once: many batches share the cost of the small operations
@@ -47,6 +49,7 @@ def epoch(
     start: int = 0,
     pieces: int = 1,
     own: range = range(1),
+    carry: Callable | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every sample once, in a random order: (images float32 (B, C, H, W) normalised, targets) on `device`.
 
@@ -55,6 +58,7 @@ def epoch(
     device changes none of them, the batch size only mixing. `start` leaves out the first batches at no cost. `augment=None`
     only shuffles. Where several processes share a batch, `pieces` says into how many it is cut and `own` which of them are
     made, see `places`: as they are in the whole batch, and in its order. A batch that leaves none gives its outermost pair.
+    carry: what takes the place of `carry_out`, such as a form of it that replays CUDA graphs.
     Raises DataError for a batch size, seed, epoch or start out of range, for a mean or std that does not fit, and for mixing
     without num_classes.
     """
@@ -66,11 +70,14 @@ def epoch(
     scale, shift = _affine(split, mean, std, device)
     fill = augment.fill(mean) if augment is not None else None
     return _epoch(
-        split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own
-    )
+        split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own,
+        carry or carry_out,
+    )  # fmt: skip
 
 
-def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own):
+def _epoch(
+    split, batch_size, seed, epoch, augment, fill, scale, shift, device, num_classes, drop_last, start, pieces, own, carry
+):
     n, size = len(split), split.img_size
     order = draws.permutation(seed, epoch, n, split.device)
     ahead = max(1, DRAWN_AHEAD // batch_size)
@@ -97,8 +104,19 @@ def _epoch(split, batch_size, seed, epoch, augment, fill, scale, shift, device, 
         mix = mixes and mixes.of(step - first)
         if mix and pieces > 1:
             mix = mix.at(ours(count).to(device))
-        images = augment.pixels(images, program, fill)
-        yield augment.finish(images, mix, boxes, scale, shift), augment.targets(labels, mix, num_classes)
+        codes, args, kinds = program or (None, None, None)
+        lam, box = mix or (None, None)
+        yield carry(augment, fill, num_classes, kinds, codes, args, boxes, lam, box, images, labels, scale, shift)
+
+
+def carry_out(augment, fill, num_classes, kinds, codes, args, boxes, lam, box, images, labels, scale, shift):
+    """(images, targets) of a batch whose choices are drawn. The first four arguments are hashable, the others tensors or None:
+    there is no look at the data, so a CUDA graph can replay it.
+    """
+    program = None if codes is None else Program(codes, args, kinds)
+    mix = None if lam is None else Mix(lam, box)
+    images = augment.pixels(images, program, fill)
+    return augment.finish(images, mix, boxes, scale, shift), augment.targets(labels, mix, num_classes)
 
 
 def _places_or_pair(n, own, pieces):

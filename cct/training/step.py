@@ -33,6 +33,7 @@ class Step:
         self._parts = functools.cache(self._cut)
         self.parallel = workers.parallel(model, device)
         self.graph = None
+        self.carry = graph.GraphedFunction(batches.carry_out, device) if graph.wanted(device) else None
         if graph.wanted(device) and self.pieces == 1:
             self.graph = graph.GraphedStep(self._gradients, self._move, self.optimizer, device)
 

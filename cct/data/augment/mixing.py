@@ -136,7 +136,7 @@ def fill(key, shape, mode: str):
 GAMMA, MIX_A, MIX_B = (v - (1 << 64) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-@functools.lru_cache(8)
+@functools.cache
 def normals(device) -> torch.Tensor:
     """float32 (65536,): the middles of as many equally likely parts of the standard normal distribution, up to 4.27.
 

@@ -60,7 +60,7 @@ def join(steps, kinds) -> Program:
     return Program(torch.stack([c for c, _ in steps], 1), torch.stack([a for _, a in steps], 1), tuple(kinds))
 
 
-@functools.lru_cache(64)
+@functools.cache  # for good: a graph goes on reading it where it lay
 def constant(values: tuple, dtype, device) -> torch.Tensor:
     """A small table on a device, copied there once: a copy from the host cannot be part of a captured graph."""
     return torch.tensor(values, dtype=dtype, device=device)
