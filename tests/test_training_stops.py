@@ -71,6 +71,11 @@ def test_seconds_count_from_process_start_and_through_resumes(tmp_path):
     assert before <= times[0] and times[0] + process_seconds() > times[1] >= times[0] + before and times[2] > times[1]
 
 
+def test_the_result_says_that_mirror_images_counted(tmp_path):
+    result = train(configure(tmp_path / "run", epochs=1, tta="flip"), log=Quiet())
+    assert result.sentence.endswith("; each image evaluated with its mirror image")
+
+
 def test_mirror_images_at_evaluation(digits):  # noqa: F811
     split = digits.test
 

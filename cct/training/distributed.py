@@ -101,7 +101,7 @@ class Workers:
 
 def _lost(error):
     """Whether this is what a collective raises when another process is gone; gloo has no type of its own for that."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return not isinstance(error, RunError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 @contextlib.contextmanager

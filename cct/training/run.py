@@ -9,17 +9,17 @@ from signal import Signals
 import torch
 
 from cct.data import batches
-from cct.models.checkpoints import load_checkpoint, save_checkpoint
-from cct.reports.curves import draw_curve
+from cct.models.checkpoints import load_checkpoint
 
-from . import metrics, run_folder
+from . import metrics
 from .config import ConfigError
 from .distributed import Workers
 from .elapsed import process_seconds
 from .evaluate import evaluate
+from .files import Files
 from .interrupt import EXIT_CODES, Interrupt
 from .metrics import best_row, percent, reached, summary
-from .run_folder import RunError, saving
+from .run_folder import RunError
 from .schedules import learning_rate, total_epochs
 from .setup import describe
 from .step import Step
@@ -49,6 +49,7 @@ class Run:
     def __init__(self, setup, folder, log, workers=None):
         self.setup, self.config, self.data, self.device = setup, setup.config, setup.data, setup.device
         self.folder, self.log, self.model, self.workers = folder, log, setup.model, workers or Workers()
+        self.files = Files(folder, setup, self.workers)
         self.stepper = Step(self.model, setup.objective, self.config, self.device, self.workers)
         self.ema = self.stepper.ema
         self.train_split = self.data.train.to(self.device)
@@ -84,7 +85,7 @@ class Run:
                     signal = self._train_epoch(interrupt)
             finally:
                 self.log.stop()
-            self._draw()
+            self.files.curve(self.rows)
             return self._finished() if signal is None else self._interrupted(signal)
 
     def _train_epoch(self, interrupt):
@@ -153,16 +154,22 @@ class Run:
         self.rows.append(row)
         best = best_row(self.rows, self.split) is row
         if due:
-            self._save_weights(row, best)
+            self.files.weights(self._models(best), row)
         self.epoch += 1
         self._begin_epoch()
         if due:
             self.save()
-            self.write_metrics()
+            self.files.metrics(self.rows)
         self.log.epoch(row, self.epochs, self.split, best)
         (late,) = self.workers.greatest(time.monotonic() - self.drawn_at >= CURVE_SECONDS)
         if late:
-            self._draw()
+            self.files.curve(self.rows)
+            self.drawn_at = time.monotonic()
+
+    def _models(self, best):
+        """The models to write weights of, under the names of their files."""
+        models = {"best": self.model} if best else {}
+        return {**models, "last": self.model, **({"ema": self.ema.module} if self.ema is not None else {})}
 
     def _row(self, due):
         """The metrics of the epoch; those of the evaluation are None unless it is `due`."""
@@ -198,19 +205,8 @@ class Run:
         self._check_losses()
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             self._diverged("a weight is not finite", max(self.step - 1, 0))
-        self._write(lambda: run_folder.save_state(self.folder, self._state()))
+        self.files.state(self._state())
         self.saved_at = time.monotonic()
-
-    def write_metrics(self):
-        """metrics.csv and metrics.jsonl of the epochs so far."""
-        self._write(lambda: metrics.write_metrics(self.folder, self.rows))
-
-    def _write(self, write):
-        """Call `write` in the first worker; where it fails, all of them end."""
-        with self.workers.together():
-            if self.workers.first:
-                with saving(self.folder):
-                    write()
 
     def _state(self):
         return {
@@ -236,36 +232,7 @@ class Run:
             value = state[name]
             setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
 
-    def _save_weights(self, row, best):
-        config = {
-            "model": self.model.config,
-            "preprocessing": self.data.preprocessing,
-            "classes": list(self.data.classes),
-            "metrics": row,
-            "data": {"name": self.config.data, "source": self.data.source, "split": self.data.split},
-        }
-        models = {"last": self.model}
-        if best:
-            models["best"] = self.model
-        if self.ema is not None:
-            models["ema"] = self.ema.module
-
-        def write():
-            for name, model in models.items():
-                save_checkpoint(self.folder / f"{name}.safetensors", model.state_dict(), config)
-
-        self._write(write)
-
     # Ending
-
-    def _draw(self):
-        if self.rows:
-            title = f"{self.config.model} on {self.data.name}"
-            notes = [f"label smoothing {self.config.smoothing:g}"] if self.config.smoothing else []
-            notes += ["mixed images: right is the class of the larger share"] if self.setup.augment.mixes else []
-            note = f"train: with {', '.join(notes)}" if notes else ""
-            self._write(lambda: draw_curve(self.rows, self.folder / "curve.png", title, note))
-        self.drawn_at = time.monotonic()
 
     def _interrupted(self, signal):
         sentence = (
@@ -281,6 +248,7 @@ class Run:
             best = load_checkpoint(self.folder / "best.safetensors")[0] if self.workers.first else None
             self.model.load_state_dict(self.workers.share(best))
             sentence += f"; its test top-1 {percent(self.evaluate(self.model, self.data.test)['top1'])}"
+        sentence += "; each image evaluated with its mirror image" if self.config.tta == "flip" else ""
         self.log.line(sentence)
         self.log.line(f"run folder: {self.folder}")
         return Result(self.folder, self.rows, sentence)

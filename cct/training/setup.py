@@ -45,6 +45,8 @@ def prepare(config, workers=None, *, pretrained=True):
             "(processes x accumulate_steps); raise --batch-size, which counts all processes together"
         )
     device = choose_device(config.device, workers)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # kernels are launched on the current one
     if config.threads is not None or workers.count > 1:  # torchrun gives one thread, however many cores there are
         torch.set_num_threads(config.threads or max(1, os.cpu_count() // workers.local_count))
     with workers.first_here_first():
