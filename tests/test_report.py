@@ -13,7 +13,7 @@ from cct.reports import figures, html, markdown, results, summary
 from cct.reports.figures import COLORS
 
 
-def publish(folder, recipe, last, *, seed=42, epochs=310, finished=True, changes=""):
+def publish(folder, recipe, last, *, seed=42, epochs=310, finished=True, changes="", target=None):
     """A run of `epochs` epochs that rises to `last`."""
     run = folder / "tmp" / "-".join([recipe, *changes.split()]) / f"seed-{seed}"
     run.mkdir(parents=True)
@@ -22,7 +22,14 @@ def publish(folder, recipe, last, *, seed=42, epochs=310, finished=True, changes
         writer.writerow(("epoch", "test_top1", "ema_top1", "seconds"))
         writer.writerows((e, last * e / epochs / 100, 0.5, 3.0) for e in range(1, epochs + 1))
     session = {"machine": "a <machine>", "versions": "torch 2", "commit": "abc"}
-    record = {"recipe": recipe, "changes": changes, "seed": seed, "command": f"cct train -c {recipe}", "planned": 310}
+    record = {
+        "recipe": recipe,
+        "changes": changes,
+        "seed": seed,
+        "command": f"cct train -c {recipe}",
+        "planned": 310,
+        "target": target,
+    }
     results.publish(run, {**record, "finished": finished, "sessions": [session]}, folder)
 
 
@@ -63,6 +70,16 @@ def test_every_recipe_cell_is_a_printed_one():
             place = cell_of(table, cell.row, cell.dataset)
             assert place.recipe and (cell.value is None) == (place.printed == "")
             assert cell.value is None or float(place.printed) == cell.value
+
+
+def test_time_to_a_target(tmp_path):
+    for seed, epochs in ((42, 40), (43, 42)):
+        publish(tmp_path, "cifar10-80-cpu", 80.0, seed=seed, epochs=epochs, target=80)
+    tables = {table.key: table for table in summary.tables(results.records(tmp_path))}
+    cell = cell_of(tables["claims"], "CCT on a Ryzen 9 5900X", "cifar10")
+    assert (cell.value, cell.time, cell.remark, cell.difference) == ("80.00 ± 0.00", "80 % after 2.05 ± 0.07 min", "", "")
+    assert "<small>80 % after 2.05 ± 0.07 min</small>" in html.render(list(tables.values()), [], {})
+    assert "**80.00 ± 0.00** (80 % after 2.05 ± 0.07 min)" in markdown.render(list(tables.values()), [], {})
 
 
 class Page(HTMLParser):

@@ -69,6 +69,11 @@ def test_numbers_of_a_run():
     assert facts == {
         "split": "test", "epochs": 4, "last": 60.0, "best": 62.5, "best_epoch": 2, "seconds": 9.0, "ema": pytest.approx(55.0),
     }  # fmt: skip
+    assert results.numbers(rows, 61)["to_target"] == 5.0 and "to_target" not in results.numbers(rows, 63)
+    walls = [{**row, "seconds_from_start": 10.0 * row["epoch"]} for row in rows]
+    assert (results.numbers(walls, 61)["to_target"], results.numbers(walls)["seconds"]) == (20.0, 40.0)
+    average = [{**rows[0], "ema_top1": 0.7}]
+    assert results.numbers(average, 61)["to_target"] == 3.0  # the average counts too
     assert results.numbers(rows[3:]) == {} and "ema" not in results.numbers([{"epoch": 1.0, "val_top1": 1.0, "seconds": 1.0}])
 
 
@@ -87,14 +92,15 @@ def test_table_rows():
         recipes.Cell("c", "2", "CCT-7/3x1, 5000 epochs", "cifar10", "top1", 98.0),
     ]
     runs = [
-        run_of("a", 42, 96.0, ema=95.0), run_of("a", 43, 97.0), run_of("a", 44, 20.0, finished=False, epochs=5),
-        run_of("a", 42, 50.0, changes="epochs=3"), run_of("b", 42, 30.0, finished=False, epochs=7),
-        run_of("b", 43, 10.0, finished=False, epochs=2),
+        run_of("a", 42, 96.0, ema=95.0, to_target=60.0), run_of("a", 43, 97.0, ema=95.5),
+        run_of("a", 44, 20.0, finished=False, epochs=5), run_of("a", 42, 50.0, changes="epochs=3"),
+        run_of("b", 42, 30.0, finished=False, epochs=7), run_of("b", 43, 10.0, finished=False, epochs=2),
     ]  # fmt: skip
     first, changed, partial, not_run = results.table_rows("2", cells, runs)
     assert first["row"] == "CCT-7/3x1, 300 epochs" and first["paper"] == "96.53" and first["state"] == "done"
     assert (first["last"], first["last_sd"], first["highest"], first["seeds"]) == ("96.50", "0.71", "98.00", "42 43")
-    assert (first["ema"], first["ema_sd"], first["machine"], first["minutes"]) == ("95.00", "", "a machine", "1.0")
+    assert (first["ema"], first["ema_sd"], first["machine"], first["minutes"]) == ("95.25", "0.35", "a machine", "1.0")
+    assert first["to_target"] == ""  # one of the two did not get there
     assert (changed["changes"], changed["last"], changed["last_sd"]) == ("epochs=3", "50.00", "")
     assert (partial["state"], partial["last"], partial["seeds"]) == ("epoch 7 of 300", "30.00", "42")
     assert not_run["state"] == "not run" and "last" not in not_run

@@ -16,7 +16,7 @@ SIZE = (
     "and, as rings, those run here."
 )
 CURVES = "Held-out accuracy after each epoch."
-TIME = "Held-out accuracy against the time trained so far, without start-up."
+TIME = "Held-out accuracy against the wall clock since the start of the process."
 
 
 def add(subparsers):

@@ -78,7 +78,7 @@ class Runs:
         words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in _flag(name, value))]
         command = shlex.join(["cct", "train", "-c", recipe, *words])
         record = {"recipe": recipe, "changes": " ".join(changes), "seed": seed, "command": command}
-        record |= {"planned": total_epochs(config), "finished": False, "sessions": [], "at": {}}
+        record |= {"planned": total_epochs(config), "target": config.target_top1, "finished": False, "sessions": [], "at": {}}
         job = Job(recipe, folder, record, words, self.machine_words, tuple(sizes))
         if job.record_path.is_file():
             kept = read_json(job.record_path)

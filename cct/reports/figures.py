@@ -1,7 +1,5 @@
 """The figures of the report: accuracy against size (Figure 3 of the paper), learning curves, accuracy against time."""
 
-import itertools
-
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -10,6 +8,7 @@ from cct.training.elapsed import clock
 
 from . import paper
 from .curves import FAINT, INK, read_metrics
+from .results import wall_clock
 from .summary import dataset, label
 
 # Of the lines of one figure. Okabe-Ito colours: told apart with every kind of colour vision.
@@ -64,12 +63,8 @@ def learning_curves(runs):
 
 
 def by_time(runs):
-    """{data set: figure} with the held-out accuracy against the time trained so far, a line for each run."""
-    return _panels(runs, "time of training and evaluation", _seconds)
-
-
-def _seconds(rows):
-    return list(itertools.accumulate(row["seconds"] for row in rows))
+    """{data set: figure} with the held-out accuracy against wall-clock time, a line for each run."""
+    return _panels(runs, "wall clock from the start of the process", wall_clock)
 
 
 def _panels(runs, title, place):
@@ -94,7 +89,7 @@ def _panel(name, runs, title, place):
     axes.set_xlabel(title, fontsize=9, color=INK)
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    if place is _seconds:
+    if place is wall_clock:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
     return figure
 

@@ -116,7 +116,7 @@ def _places(cell, kinds):
     elif cell.ours is None:
         texts, ours = [cell.printed, "not run" if cell.recipe else NO_RECIPE], "none"
     else:
-        below = cell.remark or cell.difference
+        below = ", ".join(filter(None, (cell.time, cell.remark, cell.difference)))
         texts, ours = [cell.printed, cell.value + (f"<small>{escape(below)}</small>" if below else "")], "ours"
     classes = ["", ours][-len(kinds) :]
     classes[0] = f"first {classes[0]}".strip()

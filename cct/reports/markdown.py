@@ -46,7 +46,7 @@ def _places(cell):
     if cell is None:
         return ["", ""]
     ours = f"**{cell.value}**" if cell.ours else "not run" if cell.recipe else NO_RECIPE
-    return [cell.printed, ours + (f" ({cell.remark})" if cell.remark else "")]
+    return [cell.printed, ours + (f" ({note})" if (note := ", ".join(filter(None, (cell.time, cell.remark)))) else "")]
 
 
 def _runs(runs):

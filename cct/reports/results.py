@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -16,7 +17,8 @@ from .curves import read_metrics
 
 COLUMNS = (
     "table", "row", "dataset", "metric", "paper", "state", "last", "last_sd", "best", "best_sd", "ema", "ema_sd", "highest",
-    "seeds", "epochs", "minutes", "split", "recipe", "changes", "machine", "versions", "commit", "command",
+    "seeds", "epochs", "minutes", "target", "to_target", "to_target_sd", "split", "recipe", "changes", "machine", "versions",
+    "commit", "command",
 )  # fmt: skip
 PUBLISHED = (
     "recipe", "changes", "seed", "command", "planned", "finished", "sessions", "split", "epochs", "last", "best", "best_epoch",
@@ -25,35 +27,46 @@ PUBLISHED = (
 NOT_RUN, DONE = "not run", "done"
 
 
-def numbers(rows):
-    """What the rows of metrics.csv say: accuracies in %, `seconds` of all epochs. {} when no epoch has been evaluated.
+def numbers(rows, target=None):
+    """What the rows of metrics.csv say: accuracies in %, wall-clock `seconds`. {} when no epoch has been evaluated.
 
-    last, ema: after the last evaluated epoch; best: the best of the epochs, on the split that is reported.
+    last, ema: after the last evaluated epoch; best: the best of the epochs, on the split that is reported; to_target: seconds
+    until model or average first had `target` %, where they had.
     """
     for split in ("test", "val"):
-        seen = [row for row in rows if f"{split}_top1" in row]
+        key = f"{split}_top1"
+        seen = [(row, wall) for row, wall in zip(rows, wall_clock(rows), strict=True) if key in row]
         if seen:
-            best = max(seen, key=lambda row: row[f"{split}_top1"])
-            facts = {
+            last, best = seen[-1][0], max((row for row, _ in seen), key=lambda row: row[key])
+            reached = [wall for row, wall in seen if target and 100 * max(row[key], row.get("ema_top1", 0.0)) >= target]
+            return {
                 "split": split,
                 "epochs": int(rows[-1]["epoch"]),
-                "last": 100 * seen[-1][f"{split}_top1"],
-                "best": 100 * best[f"{split}_top1"],
+                "last": 100 * last[key],
+                "best": 100 * best[key],
                 "best_epoch": int(best["epoch"]),
-                "seconds": sum(row["seconds"] for row in rows),
+                "seconds": wall_clock(rows)[-1],
+                **({"ema": 100 * last["ema_top1"]} if "ema_top1" in last else {}),
+                **({"to_target": reached[0]} if reached else {}),
             }
-            return facts | ({"ema": 100 * seen[-1]["ema_top1"]} if "ema_top1" in seen[-1] else {})
     return {}
+
+
+def wall_clock(rows):
+    """Seconds from the start of the process to the end of each epoch, interruptions left out."""
+    if all("seconds_from_start" in row for row in rows):
+        return [row["seconds_from_start"] for row in rows]
+    return list(itertools.accumulate(row["seconds"] for row in rows))
 
 
 def publish(run, record, results):
     """Copy what a run has given so far, its `record` and its metrics.csv, to results/runs; nothing before the first epoch.
 
-    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned, finished, sessions; and `at`, the
-    accuracy of the last weights in % at other image sizes, {"16": ...}.
+    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned (epochs), target (% or None),
+    finished, sessions; and `at`, the accuracy of the last weights in % at other image sizes, {"16": ...}.
     """
     metrics = Path(run) / "metrics.csv"
-    facts = numbers(read_metrics(metrics)) if metrics.is_file() else {}
+    facts = numbers(read_metrics(metrics), record.get("target")) if metrics.is_file() else {}
     if not facts:
         return
     folder = Path(results) / "runs" / run.parent.name
@@ -136,8 +149,9 @@ def _over_seeds(runs):
         "commit": " ".join(dict.fromkeys(session["commit"] for session in sessions)),
         "command": shown[0]["command"],
     }
-    for name in ("last", "best", "ema"):
-        values = [run[name] for run in shown if name in run]
+    row["target"] = last.get("target") or ""
+    for name, scale in (("last", 1), ("best", 1), ("ema", 1), ("to_target", 1 / 60)):
+        values = [scale * run[name] for run in shown] if all(name in run for run in shown) else []
         row[name] = f"{statistics.mean(values):.2f}" if values else ""
         row[f"{name}_sd"] = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return row

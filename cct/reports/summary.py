@@ -33,9 +33,17 @@ class Cell:
         return ", ".join(words + ([f"with {self.ours['changes']}"] if self.ours["changes"] else []))
 
     @property
+    def time(self):
+        """Of a run that ends at a target, how long that took: "80 % after 3.68 ± 0.04 min"; else ""."""
+        if self.ours is None or not self.ours["to_target"]:
+            return ""
+        spread = f" ± {self.ours['to_target_sd']}" if self.ours["to_target_sd"] else ""
+        return f"{self.ours['target']:g} % after {self.ours['to_target']}{spread} min"
+
+    @property
     def difference(self):
         """Ours minus the paper's in points, "+0.12"; "" unless both are there and the run is the recipe's to the end."""
-        if self.ours is None or self.remark or not self.printed:
+        if self.ours is None or self.remark or self.time or not self.printed:
             return ""
         return f"{float(self.ours['last']) - float(self.printed):+.2f}".replace("-", "\N{MINUS SIGN}")
 
