@@ -22,6 +22,9 @@ sanitize:       ## the CPU kernels under AddressSanitizer, UndefinedBehaviorSani
 bench:          ## benchmarks with measured roofs; results under bench/results
 	$(PYTHON) -m pytest bench --benchmark
 
+gpu:            ## build, parity tests, sanitizer and benchmarks on the GPU of this machine, under nine minutes
+	PYTHON=$(PYTHON) bench/gpu.sh
+
 lint:           ## ruff, as CI runs it
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 
@@ -37,4 +40,4 @@ clean:
 help:           ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/\t/'
 
-.PHONY: install develop native test sanitize bench lint format dist clean help
+.PHONY: install develop native test sanitize bench gpu lint format dist clean help

@@ -4,6 +4,7 @@
     pytest bench/ --benchmark -k "seqpool or cct_2_3x2" --peers ours,eager,compile
     python -m bench.roof                            # the roofs alone, by number of threads
     python -m bench.table                           # the README's table from bench/results
+    bench/gpu.sh                                    # build, test and measure on a GPU; python -m bench.tune tunes there
 
 A row is one line of JSON in bench/results/<machine>.jsonl: what was computed, each peer's median, p20 and p80 in seconds, the
 peers that are missing and why, the roofs of the same run, machine, versions and commit.
