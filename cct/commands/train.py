@@ -48,13 +48,14 @@ def add(subparsers):
     for name, field in FIELDS.items():
         if name in SECTIONS:
             section = parser.add_argument_group(SECTIONS[name])
-        _add_flag(section, name, field)
+        add_flag(section, name, field)
     for name in timm_keys.FLAGS:
         kind = {"action": "store_true"} if name in timm_keys.SWITCHES else {"nargs": 3 if name == "input_size" else None}
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
 
 
-def _add_flag(section, name, field):
+def add_flag(section, name, field):
+    """Declare the flag of a field of Config."""
     flag, kind, choices = "--" + name.replace("_", "-"), KINDS[name], field.metadata["choices"]
     metavar = "|".join(choices) if choices else field.metadata["metavar"] or name.rpartition("_")[2].upper()
     shown = isinstance(field.default, int | float | str) and not isinstance(field.default, bool)

@@ -100,6 +100,21 @@ class Augment:
         """The parsed `aa`, or None."""
         return policies.parse(self.aa) if self.aa else None
 
+    def summary(self) -> str:
+        """What is switched on, in a line."""
+        mirrors = self.flip and any((self.hflip, self.vflip))
+        parts = {
+            "crop of {:g} to {:g}".format(*self.scale or (1, 1)): self.scale,
+            f"crop after padding {self.crop_padding}": self.crop_padding and self.scale is None,
+            "flips": mirrors,
+            str(self.aa): self.aa,
+            f"jitter {self.color_jitter:g}": self.color_jitter and not self.aa,
+            f"mixup {self.mixup:g}": self.mixup,
+            f"cutmix {self.cutmix_alpha:g}": self.cutmix_alpha,
+            f"erasing {self.reprob:g}": self.reprob,
+        }
+        return ", ".join(name for name, on in parts.items() if on) or "no augmentation"
+
     def fill(self, mean) -> tuple[int, ...]:
         """The colour that geometric operations find outside the image: the mean of the data, grey for autoaugment."""
         grey = self.policy and self.policy.fill
