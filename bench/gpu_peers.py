@@ -52,7 +52,13 @@ def inference(name, model, x):
     function, holder = module(name, model)
     if name == "ours" and x.is_cuda:
         graph = graphed(holder, x)
-        return lambda: graph(x)
+
+        def replay():
+            graph.inputs[0].copy_(x)
+            graph.replay()
+            return graph.output
+
+        return replay
 
     @torch.inference_mode()
     def call():

@@ -21,8 +21,8 @@ from cct_kernels.testing import CASES, make_inputs
 
 from . import gpu_peers, gpu_timing, record
 from .peers import OPS, Missing
-from .session import Session
-from .test_models import WITHOUT_DROPOUT, gradients, hold_to_rule, images
+from .session import PEER_FACTOR, Session
+from .test_models import WITHOUT_DROPOUT, gradients, images
 from .test_ops import PROBE, checker, label, with_batch, work
 
 BF16 = torch.bfloat16
@@ -140,6 +140,13 @@ def augmentation_row(bench):
     bench.session().row(key, {"ours": lambda: epoch}, lambda *_: None, flops=0, moved=moved)
 
 
+def hold_to_norm(name, result, value, torch_own, exact, dtype):
+    """The rule in the L2 norm, for tensors at the end of a whole network: one element in a million may lie farther out."""
+    error, allowed, size = ((a.double() - b).norm().item() for a, b in ((value, exact), (torch_own, exact), (exact, 0.0)))
+    bound = (1 if name.startswith("ours") else PEER_FACTOR) * (2 * allowed + 4 * torch.finfo(dtype).eps * size)
+    assert error <= bound, f"wrong {result}: {error:.3g} above {bound:.3g}"
+
+
 def inference_rows(bench, batch, peers, timer, stage):
     model = bench.model().eval()
     x = images(model, batch, bench.device)[0]
@@ -148,7 +155,7 @@ def inference_rows(bench, batch, peers, timer, stage):
         torch_own = model.to(BF16)(x[:PROBE].to(BF16)).float()
 
     def check(name, call):
-        hold_to_rule(name, "logits", call()[:PROBE].float(), torch_own, exact.detach(), BF16)
+        hold_to_norm(name, "logits", call()[:PROBE].float(), torch_own, exact.detach(), BF16)
 
     x = x.to(BF16)
     bench.session(timer, 2 * bench.sizes["rounds"]).row(
@@ -174,7 +181,7 @@ def training_rows(bench, peers, stage):
             return
         _, holder = gpu_peers.module(name, bench.model(**WITHOUT_DROPOUT).train())
         for result, value in gradients(holder, x, BF16).items():
-            hold_to_rule(name, result, value, torch_own[result], exact[result], BF16)
+            hold_to_norm(name, result, value, torch_own[result], exact[result], BF16)
 
     parameters = count_parameters(quiet).total
     session = bench.session()
