@@ -1,7 +1,9 @@
 """The recipes: every cell of the paper's vision tables has one, each resolves and builds the model of its row."""
 
+import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from cct.models import create_model
 from cct.models.complexity import count_parameters
 from cct.reports import paper
 from cct.training.config import ConfigError, resolve
+from cct.training.schedules import learning_rate, total_epochs
+from cct.training.setup import make_augment
 
 # The rows that no recipe gives: cited from other papers, or needing a teacher.
 NOT_OURS = {("3", "CCT-14/7x2 distilled"), ("3", "ViT-12/16 (384)"), ("readme_main", "ViT-12/16 (384)")}
@@ -53,6 +57,7 @@ def test_every_recipe_resolves_and_has_the_parameters_of_its_row():
     for name in recipes.names():
         config, keys = resolve({}, recipes.path(name)), recipes.read(name)
         model = build(config)
+        make_augment(dataclasses.replace(config, flip=True, crop_padding=config.crop_padding or 0))
         assert keys["note"].strip() and next(model.tokenizer.parameters()).shape[1] == model.in_chans, name
         for cell in keys["paper"]:
             expected = printed.get((cell["table"], cell["row"], cell["dataset"]))
@@ -80,6 +85,30 @@ def test_table_9(tuned, rates):
                 continue
             kwargs = build(resolve({}, recipes.path(cell.recipe))).config["kwargs"]
             assert (kwargs["dropout"], kwargs["attention_dropout"], kwargs["stochastic_depth"]) == rates, cell
+
+
+# Recipe -> its curve in the fixture of learning rates.
+CURVES = {
+    "cct_7_3x1-cifar10": "cifar10_300",
+    "cct_7_3x1-cifar100": "cifar100_300",
+    "cct_7_3x1_sine-cifar10-1500": "cifar10_1500",
+    "cct_14_7x2-imagenet": "imagenet_300",
+    "cct_14_7x2-imagenet-384": "imagenet384_ft",
+    "cct_14_7x2-flowers102-384": "flowers_ft_if_cosine",
+    "cct_7_3x2-v1-cifar10": "v1_lr5e-4_w5_e200",
+    "cct_7_3x2-v1-cifar100": "v1_lr5e-4_w10_e200",
+}
+
+
+def test_learning_rates_are_those_of_the_official_scripts(fixtures):
+    curves = np.load(fixtures / "lr_schedules.npz")
+    for name, curve in CURVES.items():
+        config = resolve({}, recipes.path(name))
+        ours = [learning_rate(config, epoch) for epoch in range(total_epochs(config))]
+        np.testing.assert_allclose(ours, curves[curve], rtol=1e-12, err_msg=name)
+    as_written = resolve({"sched": "step"}, recipes.path("cct_14_7x2-flowers102-384"))
+    ours = [learning_rate(as_written, epoch) for epoch in range(total_epochs(as_written))]
+    np.testing.assert_allclose(ours, curves["flowers_ft_as_written_step"], rtol=1e-12)
 
 
 def test_recipes_state_what_decides_them():
