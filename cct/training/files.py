@@ -1,7 +1,6 @@
 """What a run writes into its folder while it goes on."""
 
 from cct.models.checkpoints import save_checkpoint
-from cct.reports.curves import draw_curve
 
 from . import run_folder
 from .metrics import write_metrics
@@ -45,6 +44,8 @@ class Files:
         notes += ["mixed images: right is the class of the larger share"] if augment.mixes else []
         note = f"train: with {', '.join(notes)}" if notes else ""
         if rows:
+            from cct.reports.curves import draw_curve  # Matplotlib takes most of a second, which training need not wait for
+
             title = f"{config.model} on {self.setup.data.name}"
             self._write(lambda: draw_curve(rows, self.folder / "curve.png", title, note))
 

@@ -94,7 +94,7 @@ class Run:
         stream = batches.epoch(
             self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
             mean=self.data.mean, std=self.data.std, device=self.device, num_classes=self.data.num_classes,
-            start=self.step, pieces=self.stepper.pieces, own=self.stepper.own,
+            start=self.step, pieces=self.stepper.pieces, own=self.stepper.own, carry=self.stepper.carry,
         )  # fmt: skip
         self.model.train()
         began = time.perf_counter() - self.seconds
@@ -108,6 +108,8 @@ class Run:
                 self.save()
             if signal:
                 return Signals(signal)
+        self._check_losses()  # waits for the device
+        self.seconds = time.perf_counter() - began
         self._end_epoch()
         return None
 
@@ -146,7 +148,6 @@ class Run:
             )
 
     def _end_epoch(self):
-        self._check_losses()
         due = self.epoch + 1 == self.epochs or (self.epoch + 1) % self.config.eval_every == 0
         row = self._row(due)
         if not all(math.isfinite(row[key]) for key in row if key.endswith("_loss") and row[key] is not None):
