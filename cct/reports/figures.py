@@ -2,7 +2,7 @@
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from cct.training.elapsed import clock
 
@@ -15,6 +15,7 @@ from .summary import dataset, label
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OURS = "#D55E00"
 FAMILIES = {"ResNet": "#999999", "MobileNetV2": "#CC79A7", "ViT-Lite": "#E69F00", "CVT": "#009E73", "CCT": "#0072B2"}
+STEPS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds between two ticks
 LARGEST = 12.0  # million parameters, as in the paper
 # Rows named in the figure, and how far above its point a name stands, in letters' heights.
 NAMED = {
@@ -90,6 +91,10 @@ def _panel(name, runs, title, place):
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if place is wall_clock:
+        longest = axes.get_xlim()[1]
+        axes.set_xlim(left=0)
+        step = next((step for step in STEPS if longest <= 6 * step), max(longest / 5, STEPS[-1]))
+        axes.xaxis.set_major_locator(MultipleLocator(step))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
     return figure
 

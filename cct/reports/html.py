@@ -47,7 +47,7 @@ figure svg { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; }
 svg text { font-family: inherit !important; }
 .wide { overflow-x: auto; margin: .8rem 0 0; }
-table { border-collapse: separate; border-spacing: 0; font-size: .93rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+table { border-collapse: separate; border-spacing: 0; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; background: var(--head); }
@@ -55,9 +55,9 @@ thead tr + tr th { font-weight: 400; color: var(--soft); font-size: .86rem; padd
 thead th.group { text-align: center; padding-bottom: .05rem; border-bottom: 0; }
 tr:not(.kinds) > th:first-child { text-align: left; position: sticky; left: 0; background: var(--page); font-weight: 400; }
 thead tr:first-child > th:first-child { background: var(--head); font-weight: 600; }
-td.left { text-align: left; } td.first, th.first { border-left: 1px solid var(--line); }
+.left { text-align: left; } td.first, th.first { border-left: 1px solid var(--line); }
 td.ours { font-weight: 650; color: var(--ours); }
-td small { display: block; font-weight: 400; color: var(--soft); font-size: .8rem; line-height: 1.25; }
+small { display: block; font-weight: 400; color: var(--soft); font-size: .8rem; line-height: 1.25; }
 td.none { color: var(--soft); }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 @media (max-width: 40rem) { .size { display: none; }
@@ -131,8 +131,10 @@ def _class(name):
 def _runs(runs):
     if not runs:
         return "<p>Nothing was run yet: see <code>cct reproduce</code>.</p>"
-    columns = ("recipe", "seed", "state", "last", "best", "average", "minutes", "machine", "versions", "commit", "command")
-    lines = ['<div class="wide"><table>\n<thead><tr>' + "".join(f'<th scope="col">{c}</th>' for c in columns) + "</tr></thead>"]
+    columns = ["recipe", "seed", "state", "last", "best", "average", "minutes"]
+    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    head += "".join(f'<th scope="col" class="left">{name}</th>' for name in ("machine", "versions", "commit", "command"))
+    lines = [f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>']
     for run in runs:
         session = run["sessions"][-1]
         ema = f"{run['ema']:.2f}" if "ema" in run else ""

@@ -26,7 +26,7 @@ TITLES = {
     "figure4": "Fewer images of each class",
     "figure5": "Image size",
     "figure6": "Image size by positional embedding",
-    "figure7": "The same at sizes not trained at (32)",
+    "figure7": "Image sizes not trained at",
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",
