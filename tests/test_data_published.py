@@ -180,14 +180,16 @@ def test_flowers_resplit(tmp_path, monkeypatch):
             for i in range(n):
                 put(tmp_path / part / str(kind) / f"{i}.jpg", jpeg())
     put(tmp_path / "test/unknown.jpg", jpeg())  # its 819 test images have no labels
-    data = cct.data.load("flowers102", tmp_path, img_size=16, val_split="valid")
+    data = cct.data.load("flowers102_resplit", tmp_path, img_size=16, val_split="valid")
     assert (len(data.train), len(data.test), data.val) == (22, 11, None)
     assert data.test.labels.tolist() == [0, 9, 10, *range(1, 9)]  # folders in the order of their names: 1, 10, 11, 2, ...
     assert data.split == "re-split (published: 6552 train, 818 valid): 22 train, 11 valid; tested on valid"
     (tmp_path / "train/11").rename(tmp_path / "train/rose")
     (tmp_path / "valid/11").rename(tmp_path / "valid/rose")
     with pytest.raises(DataError, match=r"train: has 11 classes; the folder '11' is missing, expected are 1 to 11"):
-        cct.data.load("flowers102", tmp_path)
+        cct.data.load("flowers102_resplit", tmp_path)
+    with pytest.raises(DataError, match=r"re-split: there are no folders train/ and valid/, .*--data flowers102"):
+        cct.data.load("flowers102_resplit", tmp_path / "train")
 
 
 # Oxford Pets

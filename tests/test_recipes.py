@@ -19,7 +19,7 @@ from cct.training.setup import make_augment
 # The rows that no recipe gives: cited from other papers, or needing a teacher.
 NOT_OURS = {("3", "CCT-14/7x2 distilled"), ("3", "ViT-12/16 (384)"), ("readme_main", "ViT-12/16 (384)")}
 FAMILIES = ("ViT-Lite", "ViT-12", "CVT", "CCT")
-CLASSES = {"cifar10": 10, "mnist": 10, "fashion_mnist": 10, "cifar100": 100, "flowers102": 102, "imagenet": 1000}
+CLASSES = {"cifar10": 10, "mnist": 10, "fashion_mnist": 10, "cifar100": 100, "flowers102_resplit": 102, "imagenet": 1000}
 # Rows that print the size of another model than the one trained (discrepancy in the paper's Table 4).
 OTHER_SIZE = {("4", "CCT-14/7x2, from scratch")}
 

@@ -239,7 +239,8 @@ def test_official_files_run_unchanged(official, tmp_path):
     config = resolve({"device": "cpu"}, write(tmp_path / "official.yml", text))
 
     assert config == Config(
-        data=data, model=(model or "cct_2_3x2").replace("-", "_"), num_classes=classes, img_size=side, crop_pct=crop,
+        data="flowers102_resplit" if data == "flowers102" else data, model=(model or "cct_2_3x2").replace("-", "_"),
+        num_classes=classes, img_size=side, crop_pct=crop,
         mean=tuple(float(x) for x in mean[1:-1].split(",")), std=tuple(float(x) for x in std[1:-1].split(",")),
         pretrained=side == 384, val_split="valid" if data == "flowers102" else None,
         batch_size=batch, lr=float(lr), min_lr=float(min_lr), sched=sched or "step", weight_decay=float(decay),

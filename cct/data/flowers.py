@@ -1,8 +1,9 @@
 """Flowers-102 (M. Nilsback and A. Zisserman, 2008): 8189 images of 102 kinds, in one of two splits.
 
-The official one: 1020 to train, 1020 for validation, 6149 to test, from the three published files, the images unpacked (jpg/)
-or in their archive. The re-split in which the paper's 97.19 % and 99.76 % were measured: DIR/train/1 .. 102 and DIR/valid/1 ..
-102 with 6552 and 818 images (its 819 others have no labels); it is tested on valid. Which one was read is part of `split`.
+flowers102: the official one, 1020 to train, 1020 for validation, 6149 to test, from the three published files, the images
+unpacked (jpg/) or in their archive.
+flowers102_resplit: the one in which the paper's 97.19 % and 99.76 % were measured, DIR/train/1 .. 102 and DIR/valid/1 .. 102
+with 6552 and 818 images (its 819 others have no labels); it is tested on valid.
 """
 
 from __future__ import annotations
@@ -20,22 +21,21 @@ from .published import FLOWERS
 from .streamed import Picture
 
 SIZE = (224, 224)
+RESPLIT = "flowers102_resplit"
 PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}
 LARGEST = 1 << 24  # bytes of one image
 
 
 def present(name: str, root: Path) -> Path | None:
-    """The re-split or the first file of the official form in a folder, if there is any."""
-    tree = _resplit([root])
-    if tree is not None and (tree / "train" / str(FLOWERS.classes)).is_dir():
-        return tree
+    """What is there of the split called `name` in a folder: its folder, or the first of its files."""
+    if name == RESPLIT:
+        return _tree([root], str(FLOWERS.classes))
     return next((p for remote in FLOWERS.remotes if (p := _find([root], remote.file))), None)
 
 
 def load(name: str, roots, reading: Reading, download: bool = True) -> DataSet:
-    """Read the form that is there, the re-split first; see the top of this file."""
-    folder = _resplit(roots)
-    source, pictures, note = _read_resplit(folder) if folder else _read_official(roots, download)
+    """Read the split called `name`; see the top of this file."""
+    source, pictures, note = _read_resplit(roots) if name == RESPLIT else _read_official(roots, download)
     frame = reading.frame(SIZE, 3)
     parts = splits(source, pictures, frame, reading.stream)
     tested_on = "test" if "test" in parts else "val"
@@ -56,11 +56,22 @@ def _find(roots, file):
     return next((place / file for place in _places(roots) if (place / file).is_file()), None)
 
 
-def _resplit(roots):
-    return next((p for p in _places(roots) if (p / "train").is_dir() and any((p / v).is_dir() for v in ("valid", "val"))), None)
+def _tree(roots, kind=""):
+    """The first place with train/ and valid/, of which train/KIND is a folder too."""
+    for place in _places(roots):
+        if (place / "train" / kind).is_dir() and any((place / part).is_dir() for part in ("valid", "val")):
+            return place
+    return None
 
 
-def _read_resplit(folder):
+def _read_resplit(roots):
+    folder = _tree(roots)
+    if folder is None:
+        looked = ", ".join(str(root) for root in roots)
+        raise DataError(
+            f"{FLOWERS.title}, re-split: there are no folders train/ and valid/, each with 1 to {FLOWERS.classes} in it; "
+            f"searched: {looked}. Name their folder as data_dir, or take the official split with --data flowers102"
+        )
     listing = scan(folder, ("train", "val"))
     expected = {str(number + 1) for number in range(FLOWERS.classes)}
     if wrong := sorted(expected.symmetric_difference(listing.classes)):

@@ -21,6 +21,7 @@ FILE_READERS = {
     "cifar100": cifar,
     "svhn": svhn,
     "flowers102": flowers,
+    "flowers102_resplit": flowers,
     "pets": pets,
 }
 OF_PICTURES = (flowers, pets)  # readers of image files; the others hold arrays

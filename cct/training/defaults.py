@@ -13,6 +13,7 @@ DEFAULTS = {
     "cifar100": {**_SHORT, "epochs": 30, "batch_size": 128, "lr": 2e-3},
     "svhn": {**_SHORT, "epochs": 20, "batch_size": 128, "lr": 2e-3},
     "flowers102": {**_SHORT, "epochs": 100, "batch_size": 64, "lr": 1e-3},
+    "flowers102_resplit": {**_SHORT, "epochs": 100, "batch_size": 64, "lr": 1e-3},
     "pets": {**_SHORT, "epochs": 100, "batch_size": 64, "lr": 1e-3},
     "imagenet": {**_SHORT, "epochs": 100, "batch_size": 256, "lr": 1e-3},
     "folder": {**_SHORT, "epochs": 50, "batch_size": 64, "lr": 1e-3},

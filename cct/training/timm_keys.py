@@ -123,7 +123,7 @@ def translate(values):
     if "dataset" in values:
         if "data" in values:
             raise ConfigError("dataset: is timm's name of data; give one of them")
-        values["data"] = _data_name(values.pop("dataset"))
+        values["data"] = _data_name(values.pop("dataset"), values)
         values = {**SCRIPT_DEFAULTS, **values}
     if values.get("input_size") is not None:
         values["img_size"] = _side(values["input_size"], values)
@@ -131,8 +131,10 @@ def translate(values):
     return values, ignored
 
 
-def _data_name(text):
+def _data_name(text, values):
     name = str(text or "").lower().removeprefix("torch/").replace("-", "_")
+    if name == "flowers102" and values.get("val_split") == "valid":  # the official files mean folders of the re-split
+        return "flowers102_resplit"
     return DATA_NAMES.get(name, name)
 
 
