@@ -81,7 +81,7 @@ class _LayerNormAttention(torch.autograd.Function):
         num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
         options = attn_dropout, dropout, scale, seed, eps, compute
         _, backward = kernels(OP, backend)
-        need_weights = any(ctx.needs_input_grad[1:7])
+        need_weights = any(ctx.needs_input_grad[3:7])  # those of the norm cost nothing
         saved = mean, rstd, qkv, o, lse, need_weights
         gradients = backward(dout, *tensors, num_heads, qkv_bias, mask, *options, *saved)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))

@@ -65,7 +65,7 @@ class _LayerNormMLP(torch.autograd.Function):
         *tensors, scale, seed, mean, rstd = ctx.saved_tensors
         dropout, eps, compute, backend = ctx.options
         _, backward = kernels(OP, backend)
-        need_weights = any(ctx.needs_input_grad[1:7])
+        need_weights = any(ctx.needs_input_grad[3:7])  # those of the norm cost nothing
         gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, need_weights)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, *[None] * 6)
