@@ -58,7 +58,8 @@ def test_what_stands_in_a_cell(folder):
     not_run, cited = cell_of(tables["1"], "CVT-7/4", "cifar10"), cell_of(tables["1"], "ResNet18", "cifar10")
     assert (not_run.ours, not_run.recipe, cited.ours, cited.recipe) == (None, True, None, False)
     assert cell_of(tables["2"], "CCT-7/3x1, 300 epochs", "cifar10").value == best.value
-    assert (tables["1"].run, tables["1"].runnable, tables["1"].sizes["CCT-7/3x1"]) == (3, 38, ("3.76", "1.19"))
+    assert (tables["1"].run, tables["1"].runnable) == (3, len(recipes.cells(table="1")))
+    assert tables["1"].sizes["CCT-7/3x1"] == ("3.76", "1.19")
     assert tables["figure5"].kinds == ("ours",) and tables["1"].kinds == ("paper", "ours")
     assert list(tables["figure5"].rows)[:3] == ["CCT-7/3x2 at 16", "CCT-7/3x2 at 24", "CCT-7/3x2 at 32"]
 
@@ -78,6 +79,7 @@ def test_time_to_a_target(tmp_path):
     tables = {table.key: table for table in summary.tables(results.records(tmp_path))}
     cell = cell_of(tables["claims"], "CCT on a Ryzen 9 5900X", "cifar10")
     assert (cell.value, cell.time, cell.remark, cell.difference) == ("80.00 ± 0.00", "80 % after 2.05 ± 0.07 min", "", "")
+    assert tables["speed"].rows["cifar10-80-cpu"]["cifar10"].time == cell.time and tables["speed"].kinds == ("ours",)
     assert "<small>80 % after 2.05 ± 0.07 min</small>" in html.render(list(tables.values()), [], {})
     assert "**80.00 ± 0.00** (80 % after 2.05 ± 0.07 min)" in markdown.render(list(tables.values()), [], {})
 
@@ -133,7 +135,7 @@ def test_report(folder, capsys):
 def test_report_of_nothing(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path / "new" / "page")]) == 0
     page = (tmp_path / "new" / "page" / "report.html").read_text(encoding="utf-8")
-    assert "0 of 336 numbers" in page and "Nothing was run yet" in page and 'class="ours"' not in page
+    assert re.search(r"\D0 of \d{3} numbers", page) and "Nothing was run yet" in page and 'class="ours"' not in page
     assert "Nothing was run yet" in (tmp_path / "new" / "page" / "report.md").read_text(encoding="utf-8")
 
 

@@ -31,7 +31,7 @@ def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "export", run, "write a model for other programs, and check the file", EPILOG)
     parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors or .pth file, or a run folder (its best weights)")
-    parser.add_argument("--to", choices=tuple(FORMATS), required=True, help="what to write: " + ", ".join(FORMATS))
+    parser.add_argument("--to", choices=tuple(FORMATS), required=True, metavar="|".join(FORMATS), help="what to write")
     parser.add_argument("--output", metavar="FILE", help="the file; beside the checkpoint if not given")
     parser.add_argument("--dynamic-batch", action="store_true", help="any number of images at once, not only one")
     parser.add_argument("--model", metavar="NAME", help="model name, for files that do not say it")

@@ -7,6 +7,7 @@ examples:
   cct reproduce                                        the tables, and how much of each has been run
   cct reproduce 1 --row CCT-2/3x2 --dataset cifar10    one cell of Table 1
   cct reproduce 2 --seeds 3 --budget 60                an hour of Table 2; the same command goes on where it stopped
+  cct reproduce speed --seeds 3                        our own recipes that end at an accuracy, and how long they take
   cct reproduce 1 --dry-run                            what would be run
   cct reproduce 8 --set epochs=10 amp=bf16             every recipe with these changes; kept apart, and named in the results
 
@@ -20,7 +21,7 @@ Exit codes: 0 done, or stopped at the budget; 1 a run failed; 2 wrong usage; 130
 def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "reproduce", run, "run the recipes of a table of the paper", EPILOG)
-    parser.add_argument("table", metavar="TABLE", nargs="?", help="1 2 3 4 7 8 11, readme_main, figure5, claims ...")
+    parser.add_argument("table", metavar="TABLE", nargs="?", help="1 2 3 4 7 8 11, readme_main, figure5, claims, speed ...")
     parser.add_argument("--row", metavar="R", help="only rows of this name, or whose name begins with it")
     parser.add_argument("--dataset", metavar="D", help="only this data set, such as cifar10")
     parser.add_argument("--seeds", metavar="K", type=int, default=1, help="runs of each recipe: its seed, the next one ... (1)")
@@ -38,7 +39,6 @@ def add(subparsers):
 
 def run(args):
     """Run, or list; returns the exit code."""
-    from cct import recipes
     from cct.reports import paper, results
 
     from .output import writing_to
@@ -47,7 +47,7 @@ def run(args):
     if args.table is None:
         return _list_tables(args)
     table = paper.key(args.table)
-    cells = results.in_printed_order(table, _select(args, table, recipes.cells(table=table)))
+    cells = results.in_printed_order(table, _select(args, table, results.cells(table)))
     runs = Runs(args, changes=_changes(args.set))
     sizes = {cell.recipe: [] for cell in cells}
     for cell in cells:
@@ -76,12 +76,11 @@ def _nothing():
 
 def _write_tables(folder, wanted):
     """Write the wanted table, and every other one that a run gives a number of: the tables of the paper share runs."""
-    from cct import recipes
     from cct.reports import paper, results
 
     runs = results.records(folder)
     for table in paper.TITLES:
-        rows = results.table_rows(table, recipes.cells(table=table), runs)
+        rows = results.table_rows(table, results.cells(table), runs)
         if table == wanted or any(row["state"] != results.NOT_RUN for row in rows):
             results.write_table(folder, table, rows)
 
@@ -139,14 +138,13 @@ def _changes(pairs):
 def _list_tables(args):
     from rich.table import Table
 
-    from cct import recipes
     from cct.reports import paper, results
 
     listing = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("table", "what", "printed", "recipes", "run"):
         listing.add_column(name, no_wrap=True, justify="left" if name in ("table", "what") else "right")
     for table, what in paper.TITLES.items():
-        cells = recipes.cells(table=table)
+        cells = results.cells(table)
         rows = [row for row in results.read_table(args.results, table) if row["state"] != results.NOT_RUN]
         done = len({(row["row"], row["dataset"]) for row in rows})
         listing.add_row(table, what, str(len(paper.printed(table)) or "-"), str(len(cells)), str(done))

@@ -109,8 +109,8 @@ class Runs:
     def _run(self, job, interrupt):
         """One part of a run: to its end, to the budget or to a signal; 1 when it failed, else 0."""
         self._make_place(job)
-        argv = job.argv()
-        print(shlex.join(["cct", *argv[3:]]), flush=True)
+        argv, file = job.argv(), str(recipes.path(job.recipe))
+        print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
         session = {"began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}"}
         began = time.monotonic()
         exit_code, stopped = self._wait(argv, interrupt)

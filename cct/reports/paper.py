@@ -27,6 +27,7 @@ TITLES = {
     "figure5": "Image size",
     "figure6": "Image size by positional embedding",
     "figure7": "Image sizes not trained at",
+    "speed": "Recipes of our own that end at an accuracy",
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",
@@ -67,13 +68,14 @@ def stem(table):
 
 
 def title(table):
-    """How it is called in text: "Table 1", "Figure 4", "README", "Claims"."""
-    names = {"readme_main": "README", "readme_examples": "README, examples", "readme_v1": "README, 2021", "claims": "Claims"}
+    """How it is called in text: "Table 1", "Figure 4", "README", "Claims", "Speed"."""
+    names = {"readme_main": "README", "readme_examples": "README, examples", "readme_v1": "README, 2021"}
+    names |= {"claims": "Claims", "speed": "Speed"}
     return names.get(table) or (f"Table {table}" if table.isdigit() else f"Figure {table.removeprefix('figure')}")
 
 
 def printed(table):
-    """The printed numbers of a table in the printed order; [] for the figures, whose values are drawn only."""
+    """The printed numbers of a table in the printed order; [] for figures, which are drawn only, and speed."""
     path = FOLDER / f"{stem(table)}.csv"
     if not path.is_file():
         return []

@@ -9,6 +9,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+from cct import recipes
 from cct.models.checkpoints import write_atomically
 from cct.training.config import ConfigError
 
@@ -84,6 +85,14 @@ def records(results):
             raise ConfigError(f"{path}: lacks {', '.join(missing)}; remove it")
         found.append({**run, "curve": path.with_suffix(".csv")})
     return found
+
+
+def cells(table):
+    """The cells of a table that our recipes give; "speed": one for each recipe that ends at an accuracy."""
+    if table != "speed":
+        return recipes.cells(table=table)
+    names = [name for name in recipes.names() if "target_top1" in recipes.read(name)]
+    return [recipes.Cell(name, table, name, recipes.read(name)["data"], "top1", None) for name in names]
 
 
 def table_rows(table, cells, runs):

@@ -83,7 +83,7 @@ def tables(runs):
 
 
 def _table(key, runs):
-    printed, cells = paper.printed(key), recipes.cells(table=key)
+    printed, cells = paper.printed(key), results.cells(key)
     rows = results.table_rows(key, cells, runs)
     places = list(dict.fromkeys((p.row, p.dataset) for p in (*printed, *results.in_printed_order(key, cells))))
     values = {(p.row, p.dataset): p.value for p in printed}
