@@ -139,7 +139,8 @@ def load_imagenet(root: Path, reading: Reading) -> DataSet:
 
 
 def _data_set(name, root, listing, frame, reading):
-    pictures = {split: [Picture(*file) for file in files] for split, files in listing.files.items()}
+    # Names as text: a million Path objects would take a gigabyte.
+    pictures = {split: [Picture(str(path), label) for path, label in files] for split, files in listing.files.items()}
     splits = read_splits(root, pictures, frame, reading.stream)
     note = ", ".join(f"{folder or 'all'}/ {len(splits[split])} images" for split, folder in listing.folders.items())
     tested_on = "test"

@@ -36,7 +36,7 @@ def read_pixels(path, channels, size, interpolation="bicubic", crop_pct=1.0, pad
 
 
 def open_image(path, channels, content: bytes | None = None) -> Image.Image:
-    """An image file in mode L or RGB, turned as its EXIF data says. content: the bytes of the file, where they are in memory."""
+    """An image file in mode L or RGB, turned as its EXIF data says. content: the bytes of the file, where they are known."""
     if channels not in (1, 3):
         raise DataError(f"{path}: images can be read with 1 or 3 channels; the model wants {channels}")
     try:

@@ -29,7 +29,7 @@ def cores() -> int:
 class Picture(NamedTuple):
     """An image file and its class. where: its name in messages; content: its bytes, where they lie in memory (archives)."""
 
-    where: Path | str
+    where: str | Path
     label: int
     content: bytes | None = None
 
