@@ -1,0 +1,169 @@
+"""Fused models beside threads and processes: thread counts, several threads at once, fork, data-loader workers, DDP."""
+
+import os
+import threading
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from cct.models import CCT
+from cct_kernels.dispatch import machine_why_not
+
+pytestmark = pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
+fork = pytest.mark.skipif("fork" not in mp.get_all_start_methods(), reason="this system does not fork")
+DEADLINE = 60  # seconds until a child counts as hung
+
+
+def build(**rates):
+    torch.manual_seed(0)
+    rates = {"dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0} | rates
+    return CCT(
+        img_size=16, embedding_dim=64, num_layers=2, num_heads=2, mlp_ratio=2, num_classes=5, kernel_size=3, n_conv_layers=2,
+        fused="strict", **rates,
+    )  # fmt: skip
+
+
+def batch(n=8):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 3, 16, 16, generator=generator), torch.arange(n) % 5
+
+
+def gradients(model, images, labels):
+    """The loss and every gradient, by name."""
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    return {"loss": loss.detach(), **{n: p.grad.clone() for n, p in model.named_parameters()}}
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_one_result_for_each_number_of_threads(n, two_threads):
+    """Bit by bit from run to run, to rounding between numbers of threads."""
+    runs = {}
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        first, second = (gradients(build(dropout=0.1), *batch(n)) for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first), f"{threads} threads"
+        runs[threads] = first
+    for threads in (2, 3, 4):
+        torch.testing.assert_close(runs[threads], runs[1], rtol=1e-4, atol=1e-6)
+
+
+def test_several_threads_use_one_model(two_threads):
+    """As a server does: the kept weights and the memory pool are shared."""
+    model, (images, _) = build().eval(), batch(64)
+    with torch.no_grad():
+        expected = model(images)
+    wrong = []
+
+    def serve(i):
+        with torch.no_grad():
+            for turn in range(6):
+                part = slice(8 * i, 8 * i + 8 + 8 * (turn % 2))
+                if not torch.allclose(model(images[part]), expected[part], rtol=1e-4, atol=1e-5):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(DEADLINE)
+    assert not wrong and not any(t.is_alive() for t in threads)
+
+
+class Scored(torch.utils.data.Dataset):
+    """Items that a fused model gives, computed in the worker: a forward pass or a whole training step."""
+
+    def __init__(self, train):
+        self.model, self.train = build(), train
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        images, labels = batch()
+        if self.train:
+            return gradients(self.model.train(), images, labels)["loss"]
+        with torch.no_grad():
+            return self.model(images + i)
+
+
+@fork
+@pytest.mark.parametrize("train", [False, True], ids=["forward", "step"])
+def test_data_loader_workers(train, two_threads):
+    data = Scored(train)
+    gradients(build(), *batch())  # the parent has used its threads, backward too
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=DEADLINE
+    )  # fmt: skip
+    for i, out in enumerate(loader):
+        torch.testing.assert_close(out, data[i].detach(), rtol=1e-4, atol=1e-5)
+
+
+def in_children(folder, function, *arguments, world=1):
+    """Runs function(rank, *arguments) in forked children; what each returned, by rank."""
+
+    def child(rank):
+        try:
+            torch.set_num_threads(1)  # GNU OpenMP's team does not survive a fork; data-loader workers do the same
+            result = function(rank, *arguments)
+        except BaseException:
+            result = traceback.format_exc()
+        torch.save(result, folder / f"{rank}.pt")
+        os._exit(0)  # and nothing of the parent's at its end
+
+    children = [mp.get_context("fork").Process(target=child, args=(rank,)) for rank in range(world)]
+    for c in children:
+        c.start()
+    for c in children:
+        c.join(DEADLINE)
+    hung = [c for c in children if c.is_alive()]
+    for c in hung:
+        c.kill()
+    assert not hung, "a child hangs"
+    results = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    assert not any(isinstance(result, str) for result in results), results
+    return results
+
+
+@fork
+def test_training_goes_on_after_a_fork(two_threads, tmp_path):
+    model, expected = build(), gradients(build(), *batch())
+    model(batch()[0]).sum().backward()
+    model.zero_grad()
+    (found,) = in_children(tmp_path, lambda rank: gradients(model, *batch()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients(model, *batch()), expected, rtol=0, atol=0)  # in the parent as before
+
+
+def shard(rank, world, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(build())
+        images, labels = (t.chunk(world)[rank] for t in batch())
+        results = gradients(model, images, labels)
+        loss = results.pop("loss")
+        dist.all_reduce(loss)
+        return {"loss": loss / world, **{n.removeprefix("module."): g for n, g in results.items()}}
+    finally:
+        dist.destroy_process_group()
+
+
+@fork
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
+def test_ddp_gives_the_gradients_of_the_joint_batch(tmp_path):
+    expected = gradients(build(), *batch())
+    first, second = in_children(tmp_path, shard, 2, tmp_path, world=2)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-6)
