@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 import pprint
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
@@ -31,10 +32,12 @@ ROUNDS = 15
 
 
 class Job(NamedTuple):
-    """One call of an op: forward, or forward and backward."""
+    """Forward and backward of an op. dry(arch): its launches, on meta tensors; make(): its tensors on the GPU and the op."""
 
-    case: testing.Case
+    name: str
     dtype: torch.dtype
+    dry: Callable
+    make: Callable
 
 
 @dataclass
@@ -85,19 +88,32 @@ def jobs(batch):
     """The shapes of the models in both dtypes, with dropout too: what a leaf is timed by is the first of them that reads it."""
     cases = [with_batch(case, batch) for case in testing.CASES if case.why.startswith(MODELS)]
     for case in list(cases):
-        if "dropout" not in case.options and case.op in ("layernorm_attention", "layernorm_mlp", "encoder"):
+        if "dropout" not in case.options and case.op in ("layernorm_attention", "layernorm_mlp"):
             rates = {"dropout": 0.1} | ({} if case.op == "layernorm_mlp" else {"attn_dropout": 0.1})
             shapes = case.shapes | {"seed": (2,)}
             cases.append(testing.Case(case.op, case.name + "_dropout", case.why, shapes, case.options | rates))
     cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0]
-    return [Job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
+    return [_case_job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
+
+
+def _case_job(case, dtype):
+    def dry(arch):
+        from cct_kernels.triton import aot
+
+        aot.compiled(arch, case, dtype)
+
+    def make():
+        def op(**tensors):
+            return getattr(cct_kernels, case.op)(**tensors, **case.options, backend="triton")
+
+        return testing.make_inputs(case, dtype, "cuda"), op
+
+    return Job(f"{case} {str(dtype)[6:]}", dtype, dry, make)
 
 
 def assign(found, candidates, arch):
     """Give each leaf the first job that reads it; nothing is compiled or run."""
     from triton.runtime.jit import JITFunction
-
-    from cct_kernels.triton import aot
 
     values = [leaf.value for leaf in found]
     read = set()
@@ -107,7 +123,7 @@ def assign(found, candidates, arch):
         with mock.patch.object(JITFunction, "run", lambda *args, **options: None):
             for job in candidates:
                 read.clear()
-                aot.compiled(arch, job.case, job.dtype)
+                job.dry(arch)
                 for i in read:
                     found[i].job = found[i].job or job
     finally:
@@ -164,16 +180,13 @@ class Timer:
     """Times configurations of a leaf by its job on the GPU, and refuses those whose results differ."""
 
     def __init__(self, leaf):
-        self.leaf, self.case = leaf, leaf.job.case
-        self.tensors = testing.make_inputs(self.case, leaf.job.dtype, "cuda")
-        self.dout = torch.randn_like(self._op(**self.tensors, **self.case.options))
+        self.leaf = leaf
+        self.tensors, self.op = leaf.job.make()
+        self.dout = torch.randn_like(self.op(**self.tensors))
         self.results = self._results()
 
-    def _op(self, **arguments):
-        return getattr(cct_kernels, self.case.op)(**arguments, backend="triton")
-
     def _results(self):
-        return testing.run(self._op, self.tensors, self.case.options, self.dout)
+        return testing.run(self.op, self.tensors, {}, self.dout)
 
     def __call__(self, configurations):
         calls, times, original = {}, [float("inf")] * len(configurations), self.leaf.value
@@ -182,7 +195,7 @@ class Timer:
                 self.leaf.value = configuration
                 if self._right():
                     calls[i] = lambda c=configuration: (setattr(self.leaf, "value", c), self._results())
-            found = gpu_timing.cold(calls, rounds=ROUNDS, min_time=0.0, device="cuda") if calls else {}
+            found = gpu_timing.cold(calls, rounds=ROUNDS, min_time=0.0, device=self.dout.device.type) if calls else {}
         finally:
             self.leaf.value = original
         for i, result in found.items():
@@ -192,7 +205,8 @@ class Timer:
     def _right(self):
         try:
             found = self._results()
-            torch.cuda.synchronize()
+            if self.dout.is_cuda:
+                torch.cuda.synchronize()
         except Exception as error:  # too much shared memory, no such layout, ...: not a configuration for this GPU
             print(f"    {self.leaf.value}: {type(error).__name__}", flush=True)
             return False
@@ -236,7 +250,7 @@ def main(arguments=None):
             continue
         before = leaf.value
         leaf.value, after_s, before_s = search(before, Timer(leaf), deadline)
-        print(f"{leaf} by {leaf.job.case}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
+        print(f"{leaf} by {leaf.job.name}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
     note = f"tuned on {torch.cuda.get_device_name(device)}, {datetime.date.today()}, batch {args.batch}"
     for name, table in chosen.items():
         print("\n" + text(name, arch, table, note))

@@ -9,6 +9,7 @@ from cct.models import create_model
 from cct.models.checkpoints import load_checkpoint
 from cct_kernels import reference, testing
 from cct_kernels.dispatch import TABLE, why_not
+from cct_kernels.encoder import Block, encoder
 from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -98,6 +99,56 @@ def test_models_are_no_worse_than_pytorch(name, dtype):
         error, allowed = (value.double() - true for value in (ours, own))  # L2: one element of many may lie farther out
         bound = 2 * allowed.norm() + 4 * torch.finfo(dtype).eps * true.norm()
         assert error.norm() <= bound, f"{what}: {error.norm():.3g} above {bound:.3g}"
+
+
+ENCODERS = {  # enough rows for two kernels a layer, narrow and odd, and what is random
+    "cct_7": ((20, 256, 256, 4, 512, 3), {}),
+    "cct_7_train": ((20, 256, 256, 4, 512, 2), {"attn_dropout": 0.1, "dropout": 0.1, "drop_path": True}),
+    "cct_2": ((100, 64, 128, 2, 128, 2), {"drop_path": True}),
+    "cct_14": ((4, 196, 384, 6, 1152, 2), {"attn_dropout": 0.1}),
+    "odd": ((67, 65, 72, 3, 100, 2), {"drop_path": True}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_is_no_worse_than_pytorch(name, dtype):
+    """Output and every gradient of every layer, in the L2 norm."""
+    (B, N, C, heads, F, L), options = ENCODERS[name]
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*shape, scale=1.0, shift=0.0):
+        value = shift + scale * torch.randn(*shape, generator=generator, device="cuda", dtype=torch.float64)
+        return value.to(dtype).double()  # the same rounded numbers for all
+
+    def vector(size, shift=0.0):
+        return draw(size, scale=0.1, shift=shift)
+
+    x, dout = draw(B, N, C), draw(B, N, C)
+    blocks = [
+        Block(
+            vector(C, 1.0), vector(C), draw(3 * C, C, scale=1.5 * C**-0.5), draw(C, C, scale=C**-0.5), vector(C),
+            vector(C, 1.0), vector(C), draw(F, C, scale=C**-0.5), vector(F), draw(C, F, scale=F**-0.5), vector(C),
+        )
+        for _ in range(L)
+    ]  # fmt: skip
+    scales = (torch.rand(L, 2, B, generator=generator, device="cuda") > 0.2) * 1.25 if options.get("drop_path") else None
+    fixed = {"num_heads": heads, "seed": torch.tensor([1234567890123, 7], device="cuda")}
+    fixed |= {name: options.get(name, 0.0) for name in ("attn_dropout", "dropout")}
+
+    def results(function, precision):
+        leaves = [t.to(precision).requires_grad_() for t in (x, *(t for block in blocks for t in block))]
+        layers = [Block(*leaves[1 + 11 * i : 12 + 11 * i]) for i in range(L)]
+        out = function(leaves[0], layers, drop_path_scales=None if scales is None else scales.to(precision), **fixed)
+        return out, *torch.autograd.grad(out, leaves, dout.to(precision))
+
+    names = ["out", "dx", *(f"d{name} of layer {i}" for i in range(L) for name in Block._fields)]
+    exact, plain = results(reference.encoder, torch.float64), results(reference.encoder, dtype)
+    ours = results(lambda *args, **more: encoder(*args, **more, backend="triton"), dtype)
+    for what, value, own, true in zip(names, ours, plain, exact, strict=True):
+        error, allowed = (value.double() - true).norm(), (own.double() - true).norm()
+        bound = 2 * allowed + 4 * torch.finfo(dtype).eps * true.norm()
+        assert error <= bound, f"{what}: {error:.3g} above {bound:.3g}"
 
 
 def test_dropout_masks_are_those_of_the_reference():

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ def test_every_table_is_found_and_every_leaf_has_a_job():
     assert unread == {f"seqpool.CONFIGS[{C}]" for C in (1024, 2048, 4096)}  # widths that no model has
     jobs = {str(leaf): leaf.job for leaf in leaves}
     forward = jobs["attention.CONFIGS['forward'][2][256]"]
-    assert forward.dtype == torch.bfloat16 and forward.case.shapes["x"][1] in (196, 256)
+    assert forward.name == "layernorm_attention-B2_N256_C256_H4 bfloat16"
     assert jobs["linear.CONFIGS[4]['linear']"].dtype == torch.float32
 
 
@@ -64,6 +65,25 @@ def test_search_goes_downhill_past_what_fails():
     assert tune.search((64, 4), seconds, deadline=0.0, clock=lambda: 1.0)[0] == (64, 4)
     ticks = iter(range(100))
     assert tune.search((64, 4), lambda c: [1.0, 0.99], deadline=3.0, clock=lambda: next(ticks))[0] == (64, 4)  # no real gain
+
+
+def test_what_fails_or_gives_other_results_is_refused(capsys):
+    table = {64: (4, 1)}
+
+    def op(x):
+        size, _ = table[64]
+        if size == 16:
+            raise RuntimeError("out of resource: shared memory")
+        if size == 2:
+            time.sleep(2e-3)
+        return x * (2 if size != 8 else 3)
+
+    job = tune.Job("double", torch.float32, None, lambda: ({"x": torch.ones(3)}, op))
+    (leaf,) = tune.leaves(table, "T")
+    leaf.job = job
+    slow, fast, failed, wrong = tune.Timer(leaf)([(2, 1), (4, 1), (16, 1), (8, 1)])
+    assert fast < 1e-3 < slow < 1 and failed == wrong == float("inf")
+    assert table == {64: (4, 1)} and "(16, 1): RuntimeError" in capsys.readouterr().out
 
 
 def test_printed_tables_are_literals():
