@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import struct
 import tarfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import cct.data
 from cct.data import DataError, flowers, folder, pets, svhn
 from cct.data.files import Remote
+from cct.data.matlab import read_mat
 
 savemat = pytest.importorskip("scipy.io").savemat
 rng = np.random.default_rng(0)
@@ -97,9 +99,53 @@ def test_svhn_wrong(numbers, monkeypatch):
     savemat(file, {"X": np.zeros((32, 32, 3, 20), np.uint8), "y": np.full((20, 1), 11, np.uint8)})
     with pytest.raises(DataError, match="holds the label 11; expected 1 to 10"):
         cct.data.load("svhn", root)
+    for y, message in (
+        (np.full((20, 1), 0.5), "y holds fractions"),
+        (np.full((20, 1), np.inf), "y holds fractions"),
+        (np.ones((1, 20), np.uint8), "y has the shape"),
+    ):
+        savemat(file, {"X": np.zeros((32, 32, 3, 20), np.uint8), "y": y})
+        with pytest.raises(DataError, match=message):
+            cct.data.load("svhn", root)
     file.unlink()
     with pytest.raises(DataError, match=r"SVHN: train_32x32\.mat is not here\. Put train_32x32\.mat .* into"):
         cct.data.load("svhn", root, download=False)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_files(compressed):
+    """Against SciPy's writer: types, shapes, small elements, variables in between; and MATLAB's doubles stored as bytes."""
+    content = {
+        "labels": np.arange(1, 8190, dtype=np.uint16)[None], "text": "abc", "small": np.array([[3]], np.uint8),
+        "X": rng.integers(0, 256, (3, 4, 2, 5), dtype=np.uint8), "cell": np.array([1, "a"], dtype=object),
+        "whole": np.array([[1.0, -2.0]]), "signed": np.array([[-5], [7]], np.int64), "empty": np.zeros((0, 3), np.int32),
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    savemat(buffer, content, do_compression=compressed)
+    names = ("labels", "small", "X", "whole", "signed", "empty")
+    for name, array in zip(names, read_mat(buffer.getvalue(), "file", *names), strict=True):
+        assert np.array_equal(array, content[name]) and array.shape == content[name].shape and array.dtype.kind in "iu"
+    as_bytes = struct.pack("<IIII", 6, 8, 6, 0) + struct.pack("<IIii", 5, 8, 1, 3) + struct.pack("<HHc3x", 1, 1, b"y")
+    as_bytes += struct.pack("<HH3Bx", 2, 3, 7, 8, 9)  # a double array, its values kept as unsigned bytes
+    data = b" " * 124 + struct.pack("<H", 0x0100) + b"IM" + struct.pack("<II", 14, len(as_bytes)) + as_bytes
+    assert read_mat(data, "file", "y")[0].tolist() == [[7, 8, 9]]
+    with pytest.raises(DataError, match=r"file: cannot be read as a MATLAB file .text is no array of real numbers"):
+        read_mat(buffer.getvalue(), "file", "text")
+
+
+def test_damaged_matlab_files_are_refused():
+    buffer = io.BytesIO()
+    savemat(buffer, {"X": np.zeros((4, 4, 3, 5), np.uint8), "y": np.ones((5, 1), np.uint8)})
+    whole, refused = buffer.getvalue(), 0
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 6)):
+            damaged[place] = rng.integers(256)
+        try:
+            read_mat(bytes(damaged[: rng.integers(len(whole))] if rng.random() < 0.3 else damaged), "file", "X", "y")
+        except DataError as error:
+            refused += str(error).startswith("file: ")
+    assert refused > 500
 
 
 def test_checksums_of_other_sets_are_kept(tmp_path):
