@@ -12,6 +12,7 @@ TABLE = {
     ("layernorm_attention", "cuda"): ("triton", "reference"),
     ("layernorm_mlp", "cpu"): ("cpu", "reference"),
     ("layernorm_mlp", "cuda"): ("triton", "reference"),
+    ("encoder", "cuda"): ("triton", "reference"),
     ("seqpool", "cpu"): ("cpu", "reference"),
     ("seqpool", "cuda"): ("cuda", "triton", "reference"),
 }

@@ -5,8 +5,13 @@ from typing import NamedTuple
 import torch
 
 from . import reference
+from .calls import compute_dtype, draw_seed, kernels
 from .checks import expect_int, expect_optional, expect_tensor
+from .dispatch import TABLE, choose
+from .layernorm_attention import _check as check_attention
+from .layernorm_attention import _check_training as check_training
 from .layernorm_attention import layernorm_attention
+from .layernorm_mlp import _check as check_mlp
 from .layernorm_mlp import layernorm_mlp
 
 OP = "encoder"
@@ -56,6 +61,8 @@ def encoder(
     options |= {"drop_path_scales": drop_path_scales, "seed": seed, "eps": eps}
     if backend == "reference":
         return reference.encoder(x, blocks, **options)
+    if len(blocks) and (OP, x.device.type) in TABLE and (chosen := choose(OP, x, backend)) != "reference":
+        return _whole(x, blocks, **options, backend=chosen)
     return _loop(x, blocks, **options, backend=backend)
 
 
@@ -70,6 +77,46 @@ def _loop(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales
             x, *block[5:], dropout=dropout, drop_path_scale=mlp_scale, seed=mlp_seed, eps=eps, backend=backend
         )  # fmt: skip
     return x
+
+
+def _whole(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, backend):
+    """All blocks in one operator of the backend, forward and backward."""
+    check_training(x, attn_dropout, dropout, None, seed, eps)
+    for block in blocks:
+        check_attention(x, *block[:5], num_heads, None, mask)
+        check_mlp(x, *block[5:], dropout, None, seed, eps)
+    if seed is None and (attn_dropout > 0.0 or dropout > 0.0):
+        seed = draw_seed(x.device)
+    parameters = [tensor for block in blocks for tensor in block]
+    return _Encoder.apply(
+        x, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, compute_dtype(x), backend,
+        torch.is_grad_enabled(), *parameters,
+    )  # fmt: skip
+
+
+class _Encoder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, num_heads, mask, attn_dropout, dropout, scales, seed, eps, compute, backend, grad, *parameters):
+        forward, _ = kernels(OP, backend)
+        keep = grad and any(ctx.needs_input_grad)
+        out, saved = forward(x, parameters, num_heads, mask, attn_dropout, dropout, scales, seed, eps, compute, keep)
+        if keep:
+            ctx.save_for_backward(x, mask, scales, seed, *parameters, *saved)
+            ctx.options = num_heads, attn_dropout, dropout, eps, compute, backend, len(parameters)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, mask, scales, seed, *rest = ctx.saved_tensors
+        num_heads, attn_dropout, dropout, eps, compute, backend, count = ctx.options
+        parameters, saved = rest[:count], rest[count:]
+        _, backward = kernels(OP, backend)
+        wanted = ctx.needs_input_grad[-count:]
+        dx, gradients = backward(
+            dout, x, parameters, num_heads, mask, attn_dropout, dropout, scales, seed, eps, compute, saved, any(wanted)
+        )
+        gradients = (g if want else None for g, want in zip(gradients or wanted, wanted, strict=True))
+        return (dx, *[None] * 10, *gradients)
 
 
 def _check(x, blocks, num_heads, drop_path_scales):

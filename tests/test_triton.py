@@ -36,11 +36,22 @@ COMPILED = [  # the shapes of the paper in the dtype of training, one in float32
     ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float16),
     ("layernorm_attention-B2_N256_C256_H4_dropout", torch.float32),
 ]
+ENCODERS = {  # B, N, C, F, nh of the whole encoder, and what is random
+    "cct_7": (128, 256, 256, 512, 4, {"attn_dropout": 0.1, "drop_path": True}),
+    "cct_2": (512, 64, 128, 128, 2, {}),
+}
 OPS = ["conv_tokenizer", "seqpool", "layernorm_mlp", "layernorm_attention"]
-MATMULS = ("linear_", "weight_gradient_", "attention_", "conv_tokenizer_forward_", "conv_tokenizer_backward_weight_")
+MATMULS = (
+    "linear_",
+    "weight_gradient_",
+    "attention_",
+    "row_segment_",
+    "conv_tokenizer_forward_",
+    "conv_tokenizer_backward_weight_",
+)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, "encoder", "drops or sum_of"])
 def test_under_the_interpreter(op):
     if version("triton").startswith("3.6.") and Version(version("numpy")) >= Version("2.4"):
         pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4")
@@ -52,9 +63,43 @@ def test_under_the_interpreter(op):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(("name", "dtype"), COMPILED, ids=lambda p: str(p).removeprefix("torch."))
 def test_compiles_without_spills(name, dtype, arch):
+    from cct_kernels.triton import aot
+
+    check_kernels(aot.compiled(arch, NAMES[name], dtype), arch, dtype)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_compiles_without_spills(name):
+    from cct_kernels.triton import aot
+
+    *sizes, random = ENCODERS[name]
+    launches = aot.compiled_encoder("sm_90", torch.bfloat16, *sizes, **random)
+    check_kernels(launches, "sm_90", torch.bfloat16)
+    names = {launched.kernel.name for launched in launches}
+    assert {"row_segment_forward_kernel", "row_segment_backward_kernel"} < names
+    assert not {"layernorm_mlp_forward_kernel", "layernorm_mlp_backward_kernel"} & names
+
+
+@pytest.mark.parametrize(
+    ("arch", "B", "N", "C", "dtype"),
+    [
+        ("sm_90", 1, 256, 256, torch.bfloat16),  # too few rows
+        ("sm_90", 128, 196, 384, torch.bfloat16),  # too wide
+        ("sm_90", 128, 256, 256, torch.float32),
+        ("sm_80", 128, 256, 256, torch.bfloat16),
+    ],
+)
+def test_where_the_encoder_runs_op_by_op(arch, B, N, C, dtype, monkeypatch):
+    from cct_kernels.triton import launch, row_segment
+
+    monkeypatch.setattr(launch, "architecture", lambda device: arch)
+    x = torch.empty(B, N, C, dtype=dtype, device="meta")
+    assert row_segment.config("forward", x, dtype, 0.0) is None and row_segment.config("backward", x, dtype, 0.0) is None
+
+
+def check_kernels(launches, arch, dtype):
     from cct_kernels.triton import aot, launch
 
-    launches = aot.compiled(arch, NAMES[name], dtype)
     assert launches
     for kernel in (launched.kernel for launched in launches):
         used = aot.resources(kernel)

@@ -5,6 +5,8 @@ test_triton.py runs it in a process of its own. By hand: `TRITON_INTERPRET=1 pyt
 bfloat16 is absent: the interpreter computes it wrongly, without a word. Programs run one by one in numpy: small cases only.
 """
 
+import functools
+import importlib
 import os
 from dataclasses import replace
 
@@ -13,13 +15,14 @@ import torch
 
 import cct_kernels
 from cct_kernels import dispatch, testing, triton
+from cct_kernels.encoder import Block, encoder
 from cct_kernels.testing import compare, make_inputs, poisoned_memory, run
-from cct_kernels.triton import attention, conv_tokenizer, launch, linear
+from cct_kernels.triton import attention, conv_tokenizer, launch, linear, row_segment
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1 before pytest starts"
-for op, device in list(dispatch.TABLE):
-    if device == "cpu" and "triton" in dispatch.TABLE[op, "cuda"]:
-        dispatch.TABLE[op, "cpu"] += ("triton",)
+for op in dispatch.OPS:
+    if "triton" in dispatch.TABLE[op, "cuda"]:
+        dispatch.TABLE[op, "cpu"] = (*dispatch.TABLE.get((op, "cpu"), ()), "triton")
 
 # The small blocks of float32 cost a Python step each. Which blocks a GPU takes is test_triton.py's matter.
 linear.CONFIGS["sm_90"][4] = linear.CONFIGS["sm_90"][2]
@@ -155,3 +158,120 @@ def test_operators(op):
     torch.testing.assert_close(traced, eager)
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), wanted) for out in (eager, traced)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+# Of the encoder: what each case is for -> (B, N, C, nh, F, layers), and options.
+SHORT = torch.arange(13) < torch.tensor([[13], [6]])
+ENCODERS = {
+    "segments": ((2, 17, 64, 2, 96, 3), {}),
+    "segments_narrow_drop_path": ((3, 9, 40, 2, 50, 2), {"drop_path": True}),
+    "segments_train": ((2, 13, 72, 3, 70, 2), {"attn_dropout": 0.1, "dropout": 0.2, "drop_path": True, "mask": SHORT}),
+    "ops_train": ((2, 13, 72, 3, 70, 2), {"attn_dropout": 0.1, "dropout": 0.2, "drop_path": True, "mask": SHORT}),
+}
+
+
+def encoder_case(name, dtype):
+    """x and blocks in one dict of tensors, and a function of them that calls an encoder with the options."""
+    (B, N, C, heads, F, L), options = ENCODERS[name]
+    sizes = [(C,), (C,), (3 * C, C), (C, C), (C,), (C,), (C,), (F, C), (F,), (C, F), (C,)]
+    shapes = {"x": (B, N, C)}
+    for i in range(L):
+        shapes |= {f"{i}_{name}": size for name, size in zip(Block._fields, sizes, strict=True)}
+    case = testing.Case("encoder", name, "", shapes, {})
+    tensors = make_inputs(case, dtype)
+    tensors |= {n: 1 + t / 15 for n, t in tensors.items() if n.endswith(("norm_weight", "norm1_weight"))}
+    generator = torch.Generator().manual_seed(2)
+    scales = 1.25 * (torch.rand(L, 2, B, generator=generator) > 0.3) if options.get("drop_path") else None
+    fixed = {"num_heads": heads, "mask": options.get("mask"), "seed": torch.tensor([1234567890123, 7])}
+    fixed |= {p: options.get(p, 0.0) for p in ("attn_dropout", "dropout")}
+
+    def call(function, x, **tensors):
+        blocks = [Block(*(tensors[f"{i}_{name}"] for name in Block._fields)) for i in range(L)]
+        return function(x, blocks, drop_path_scales=None if scales is None else scales.to(x.dtype), **fixed)
+
+    return tensors, call
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    """Row segments for the few rows of a test and for float32 too."""
+    table = {256: row_segment.Config(32, 64, 64, 4, 1)}
+    kinds = ("forward", "backward", "forward_dropout", "backward_dropout")
+    monkeypatch.setitem(row_segment.CONFIGS, "sm_90", dict.fromkeys(kinds, table))
+    monkeypatch.setattr(row_segment, "BYTES", (2, 4))
+    monkeypatch.setitem(launch.PROGRAMS, "sm_90", 1)
+
+
+def on_triton_encoder(*args, **options):
+    return encoder(*args, **options, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float16"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_parity(name, dtype, request):
+    """Output and every gradient of every layer; those with dropout hold only if all passes drop what philox.py says."""
+    if name.startswith("segments"):
+        request.getfixturevalue("small_segments")
+    tensors, call = encoder_case(name, dtype)
+    dout = torch.randn(tensors["x"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    reference = cct_kernels.reference.encoder
+    exact = run(lambda **t: call(reference, **t), {n: t.double() for n, t in tensors.items()}, {}, dout.double())
+    own = run(lambda **t: call(reference, **t), tensors, {}, dout)
+    with poisoned_memory():
+        ours = run(lambda **t: call(on_triton_encoder, **t), tensors, {}, dout)
+    for key, value in ours.items():
+        testing.assert_no_worse(f"{name} {key}", value, own[key], exact[key], dtype)
+
+
+def test_encoder_drops_what_the_cpu_drops(small_segments):
+    """The same seed on two backends: outputs are equal but for rounding, so each mask is."""
+    if dispatch.machine_why_not("cpu"):
+        pytest.skip(dispatch.machine_why_not("cpu"))
+    tensors, call = encoder_case("segments_train", torch.float32)
+    loop = functools.partial(importlib.import_module("cct_kernels.encoder")._loop, eps=1e-5, backend="cpu")
+    on_cpu = call(loop, **tensors)
+    torch.testing.assert_close(call(on_triton_encoder, **tensors), on_cpu, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["layernorm_mlp", "layernorm_attention"])
+def test_drops_what_the_cpu_drops(op):
+    if dispatch.machine_why_not("cpu"):
+        pytest.skip(dispatch.machine_why_not("cpu"))
+    case = next(case for case in small_cases(op) if case.options.get("dropout"))
+    tensors = make_inputs(case, torch.float32)
+    on_cpu = getattr(cct_kernels, op)(**tensors, **case.options, backend="cpu")
+    torch.testing.assert_close(on_triton(op)(**tensors, **case.options), on_cpu, rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_without_gradients(small_segments):
+    """Inference keeps nothing, gives the same, and takes tensors with gaps."""
+    tensors, call = encoder_case("segments_narrow_drop_path", torch.float16)
+    kept = call(on_triton_encoder, **{n: t.requires_grad_() for n, t in tensors.items()})
+    with torch.no_grad():
+        out = call(on_triton_encoder, **{n: with_gaps(t) for n, t in tensors.items()})
+    assert kept.requires_grad and not out.requires_grad and torch.equal(out, kept)
+
+
+def test_encoder_operators(small_segments):
+    """Schema and fake kernels through opcheck, and a full-graph compilation through the public op."""
+    triton.load()
+    forward, backward = torch.ops.cct_triton.encoder_forward.default, torch.ops.cct_triton.encoder_backward.default
+    tensors, call = encoder_case("segments_narrow_drop_path", torch.float32)
+    x, *parameters = tensors.values()
+    args = x, parameters, 2, None, 0.0, 0.0, None, None, 1e-5, torch.float32
+    out, saved = forward(*args, True)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(forward, (*args, True), test_utils=checks)
+    torch.library.opcheck(backward, (out, *args, saved, True), test_utils=checks)
+    wanted = [t.requires_grad_() for t in tensors.values()]
+    compiled = torch.compile(lambda t: call(on_triton_encoder, **t), fullgraph=True, backend="aot_eager")
+    eager, traced = call(on_triton_encoder, **tensors), compiled(tensors)
+    torch.testing.assert_close(traced, eager)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), wanted) for o in (eager, traced)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("parts", [1, 128, 150])
+def test_sum_of_many_parts(parts):
+    partial = torch.randn(parts, 2, 35)
+    torch.testing.assert_close(linear.sum_partials(partial, torch.float32), partial.sum(0))

@@ -17,7 +17,7 @@ def interpreted():
 
 def load():
     """Defines the operators of every op that has Triton kernels."""
-    from . import conv_tokenizer, layernorm_attention, layernorm_mlp, seqpool  # noqa: F401
+    from . import conv_tokenizer, encoder, layernorm_attention, layernorm_mlp, seqpool  # noqa: F401
 
 
 def why_not():

@@ -11,6 +11,7 @@ import contextlib
 import math
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from triton.runtime.jit import JITFunction
 import cct_kernels
 
 from .. import dispatch, testing
+from ..encoder import Block, encoder
 from . import launch, load
 
 
@@ -55,6 +57,40 @@ def compiled(arch, case, dtype, autocast=None, backward=True):
 
     autocast: the dtype of torch.autocast around the call, or None.
     """
+
+    def op(**arguments):
+        return getattr(cct_kernels, case.op)(**arguments, backend="triton")
+
+    with _compiling(arch, case.op, autocast) as launches:
+        tensors = testing.make_inputs(case, dtype, "meta")
+        out = op(**tensors, **case.options)
+        if backward:
+            testing.run(op, tensors, case.options, torch.empty_like(out))
+    return launches
+
+
+def compiled_encoder(arch, dtype, B, N, C, F, num_heads, dropout=0.0, attn_dropout=0.0, drop_path=False, backward=True):
+    """As `compiled`, of an encoder of three blocks: the first, one between and the last."""
+    sizes = [(C,), (C,), (3 * C, C), (C, C), (C,), (C,), (C,), (F, C), (F,), (C, F), (C,)]
+    blocks = [Block(*(torch.empty(size, dtype=dtype, device="meta") for size in sizes)) for _ in range(3)]
+    x = torch.empty(B, N, C, dtype=dtype, device="meta", requires_grad=backward)
+    options = {"num_heads": num_heads, "dropout": dropout, "attn_dropout": attn_dropout}
+    if drop_path:
+        options["drop_path_scales"] = torch.empty(3, 2, B, dtype=dtype, device="meta")
+    if dropout or attn_dropout:
+        options["seed"] = torch.empty(2, dtype=torch.int64, device="meta")
+    with _compiling(arch, "encoder") as launches:
+        for parameter in (t for block in blocks for t in block):
+            parameter.requires_grad_(backward)
+        out = encoder(x, blocks, **options, backend="triton")
+        if backward:
+            out.backward(torch.empty_like(out))
+    return launches
+
+
+@contextlib.contextmanager
+def _compiling(arch, op, autocast=None):
+    """Within it `op` runs on meta tensors; each new kernel joins the list that it gives."""
     load()
     launches = []
 
@@ -80,16 +116,11 @@ def compiled(arch, case, dtype, autocast=None, backward=True):
         replace(torch, "is_autocast_enabled", lambda device: autocast is not None)  # the real one does not know "meta"
         replace(torch, "get_autocast_dtype", lambda device: autocast)
         replace(dispatch, "machine_why_not", lambda backend: None)
-        replace(dispatch, "TABLE", dispatch.TABLE | {(case.op, "meta"): ("triton",)})
-
-        def op(**arguments):
-            return getattr(cct_kernels, case.op)(**arguments, backend="triton")
-
-        tensors = testing.make_inputs(case, dtype, "meta")
-        out = op(**tensors, **case.options)
-        if backward:
-            testing.run(op, tensors, case.options, torch.empty_like(out))
-    return launches
+        table = dispatch.TABLE | {(op, "meta"): ("triton",)}
+        for name in ("dispatch", "encoder"):
+            replace(sys.modules[f"cct_kernels.{name}"], "TABLE", table)
+        dispatch._choice.cache_clear()
+        yield launches
 
 
 def resources(kernel):

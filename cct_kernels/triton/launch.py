@@ -65,6 +65,11 @@ def narrow(x, rows=False):
     return x.contiguous() if gaps or span >= 2**31 else x
 
 
+def fills(programs, device):
+    """Whether as many programs leave less than half of the GPU idle."""
+    return 4 * programs >= PROGRAMS[architecture(device)]
+
+
 def splits(tiles, programs, device, most=32):
     """Among how many programs to divide work of `tiles` steps that `programs` of them do at a time."""
     wanted = PROGRAMS[architecture(device)] // max(1, programs)

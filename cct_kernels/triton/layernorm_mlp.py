@@ -24,7 +24,7 @@ from .linear import (
     layernorm_backward,
     linear,
     norm_of_rows,
-    sum_partials,
+    sum_norm_partials,
     vector,
     weight_gradient,
 )
@@ -191,7 +191,7 @@ def backward(
             dout, rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(drop_path_scale), norm.mean, norm.rstd,
             h, da, dx, partial, B * N, C, F, N, steps * config["BLOCK_M"], **config,
         )  # fmt: skip
-        dnorm_weight, dnorm_bias = sum_partials(partial, dtype)
+        dnorm_weight, dnorm_bias = sum_norm_partials(partial, dtype)
     else:
         _, norm = norm_of_rows(x, norm_weight, norm_bias, eps)  # the saved statistics are not for this product to write
         linear(rows, w1, h, bias=dense(fc1_bias), norm_input=norm)  # pre-activations, that make way for h

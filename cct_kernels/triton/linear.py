@@ -40,6 +40,7 @@ CONFIGS = {
     "sm_90": {2: _HALF, 4: _SINGLE},
     "sm_100": {2: _HALF, 4: _SINGLE},
 }
+CHUNK = 64  # vectors that a program of sum_partials adds one behind the other when there are many
 STEP = 2048  # numbers that a program of layernorm_backward holds at a time: 16 registers a thread
 
 
@@ -253,15 +254,16 @@ def layernorm_backward_kernel(
 
 
 @triton.jit
-def sum_partials_kernel(partial_ptr, out_ptr, parts, size, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
-    """out = the sum of `parts` vectors, BLOCK_P at a time."""
+def sum_partials_kernel(partial_ptr, out_ptr, parts, size, chunk, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+    """out[group] = the sum of `chunk` of `parts` vectors, BLOCK_P at a time."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    group = tl.program_id(1)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(0, parts, BLOCK_P):
+    for part in range(group * chunk, tl.minimum((group + 1) * chunk, parts), BLOCK_P):
         offs_p = part + tl.arange(0, BLOCK_P)
         mask = (offs_p < parts)[:, None] & (offs < size)[None, :]
         total += tl.sum(tl.load(partial_ptr + offs_p[:, None].to(tl.int64) * size + offs[None, :], mask=mask, other=0.0), 0)
-    tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=offs < size)
+    tl.store(out_ptr + group.to(tl.int64) * size + offs, total.to(out_ptr.dtype.element_ty), mask=offs < size)
 
 
 def precision():
@@ -338,17 +340,25 @@ def layernorm_backward(dy, x, norm, residual=None):
         dy, x, residual, norm.mean, norm.rstd, norm.weight, dx, partial, M, C, x.stride(0), steps * block_m,
         BLOCK_M=block_m, BLOCK_C=block_c, num_warps=4 if block_c <= 2048 else 8,
     )  # fmt: skip
-    dweight, dbias = sum_partials(partial, torch.float32)
-    return dx, dweight, dbias
+    return dx, *sum_norm_partials(partial, torch.float32)
 
 
 def sum_partials(partial, dtype):
-    """The sum over the first dimension of a contiguous float32 tensor, in a fixed order."""
-    out = partial.new_empty(partial.shape[1:], dtype=dtype)
-    if out.numel() > 0:
-        grid = (triton.cdiv(out.numel(), 64),)
-        sum_partials_kernel[grid](partial, out, partial.shape[0], out.numel(), BLOCK_P=16, BLOCK=64, num_warps=4)
-    return out
+    """The sum over the first dimension of a contiguous float32 tensor, in a fixed order; of many parts, in two steps."""
+    parts, size = partial.shape[0], partial[0].numel()
+    chunk = parts if parts <= 2 * CHUNK else CHUNK  # a multiple of BLOCK_P if it is not all
+    groups = triton.cdiv(parts, chunk)
+    out = partial.new_empty(groups, *partial.shape[1:], dtype=dtype if groups == 1 else torch.float32)
+    if size > 0:
+        grid = triton.cdiv(size, 64), groups
+        sum_partials_kernel[grid](partial, out, parts, size, chunk, BLOCK_P=16, BLOCK=64, num_warps=4)
+    return out[0] if groups == 1 else sum_partials(out, dtype)
+
+
+def sum_norm_partials(partial, dtype):
+    """Gradients (C,) of the weight and bias of a LayerNorm from shares (parts, 2, C)."""
+    dweight, dbias = sum_partials(partial, dtype)
+    return dweight, dbias.clone()  # results of an operator share no memory
 
 
 TRITON_DTYPE = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
