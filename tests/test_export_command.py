@@ -1,6 +1,8 @@
 """`cct export`: the file runs elsewhere, says how to prepare images, and is not there when it is wrong."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +85,21 @@ def test_a_file_that_disagrees_is_deleted(wrong, checkpoint, tmp_path, capsys, m
     message = fails(capsys, weights, "--to", "torch-export", "--output", target, code=1)
     assert "differs from the model by" in message and target.read_text() == "an older file"
     assert {path.name for path in tmp_path.iterdir()} == {"m.pt2", "cct_7_3x1.json", "cct_7_3x1.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("a.b.safetensors", "a.b.onnx"),
+        ("x/a.pth.zip", "x/a.onnx"),
+        ("a.pth", "a.onnx"),
+        (".", "best.onnx"),
+        ("model", "model.onnx"),
+    ],
+)
+def test_where_the_file_goes(source, target):
+    args = SimpleNamespace(checkpoint=source, output=None, to="onnx")
+    assert export._target(args, ".onnx") == Path(target)
 
 
 def test_mistakes(checkpoint, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -91,7 +92,8 @@ def _target(args, suffix):
     """Where the file goes; ConfigError for a name with another suffix or of a folder."""
     if args.output is None:
         source = Path(args.checkpoint)
-        return source / f"best{suffix}" if source.is_dir() else source.with_name(source.name.partition(".")[0] + suffix)
+        name = "best" if source.is_dir() else re.sub(r"\.(safetensors|pth|pth\.zip|pt)$", "", source.name)
+        return (source if source.is_dir() else source.parent) / (name + suffix)
     target = Path(args.output)
     if target.suffix != suffix or target.is_dir():
         raise ConfigError(f"--output {target}: expected a file name that ends in {suffix}, for --to {args.to}")
