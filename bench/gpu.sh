@@ -12,7 +12,7 @@ set -u
 cd "$(dirname "$0")/.."
 
 # stage:seconds at most. autotune compiles for minutes; in a whole run it gets what is left.
-STAGES="build:90 tests:120 sanitize:60 ops:100 training:110 inference:90 latency:60 autotune:300"
+STAGES="build:90 tests:120 sanitize:60 ops:100 training:110 inference:90 profile:30 latency:60 autotune:300"
 TOTAL=${TOTAL:-530}
 OUT=${OUT:-bench/results}
 PYTHON=${PYTHON:-python3}
@@ -58,6 +58,8 @@ training() { rows training; }
 inference() { rows inference; }
 latency() { rows latency; }
 autotune() { rows autotune; }
+# shellcheck disable=SC2086
+profile() { $PYTHON -m bench.gpu_profile --device $DEVICE $TINY; }
 
 self_test() { # what a machine without a GPU can say about this script
   $PYTHON -m bench.gpu_small --device cpu --seconds 5
@@ -66,7 +68,7 @@ self_test() { # what a machine without a GPU can say about this script
 case "${1:-}" in
 --self-test)
   shift
-  DEVICE=cpu TINY=--tiny TRIAL=1 STAGES="self_test:60 ops:60 training:60 inference:60 latency:60"
+  DEVICE=cpu TINY=--tiny TRIAL=1 STAGES="self_test:60 ops:60 training:60 inference:60 profile:60 latency:60"
   ;;
 -*) sed -n '2,10p' "$0"; exit 2 ;;
 esac
@@ -76,7 +78,7 @@ for name in $wanted; do
   case " $STAGES " in *" $name:"*) ;; *) echo "unknown stage $name; there are: $STAGES" >&2; exit 2 ;; esac
 done
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
-export -f build tests sanitize rows ops training inference latency autotune self_test
+export -f build tests sanitize rows ops training inference latency profile autotune self_test
 export PYTHON OUT DEVICE TINY LIMIT
 
 began=$SECONDS report=""

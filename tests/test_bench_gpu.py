@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is not installed
 
-from bench import gpu_peers, gpu_rows, gpu_summary, gpu_timing, record, roof, table
+from bench import gpu_peers, gpu_profile, gpu_rows, gpu_summary, gpu_timing, record, roof, table
 
 
 @pytest.fixture
@@ -83,6 +83,17 @@ def test_summary_beside_the_targets(quick, monkeypatch, capsys):
     assert any(line.startswith("| memory against compile") and "| 1.50x |" in line for line in lines)
     assert any(line.startswith("| latency against published") and "not measured" in line for line in lines)
     assert len(table.load(quick)["here"]) == 3  # a stage is part of what makes a row
+
+
+def test_profile(capsys):
+    gpu_profile.main(["--device", "cpu", "--tiny"])
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if "the roofline allows" in line]
+    assert len(heads) == 2 and heads[0].startswith("inference CCT-2/3x2 batch 4: ") and heads[1].startswith("training ")
+    spent = [float(line.split()[0]) for line in lines if line.startswith("  ")]
+    assert any("layernorm_mlp_backward" in line for line in lines) and all(value >= 0 for value in spent)
+    first = spent[: lines.index(heads[1]) - 1]
+    assert sum(first) == pytest.approx(1e3 * float(heads[0].split(": ")[1].split()[0]), rel=0.01)
 
 
 def test_times_are_interleaved():
