@@ -5,6 +5,7 @@ SIGINT or SIGTERM with everything saved.
 """
 
 import argparse
+import logging
 import os
 import sys
 
@@ -40,6 +41,8 @@ def main(argv=None):
         parser.print_help()
         return 0
     _share_cores()
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun one warns for all
+        logging.getLogger("cct").setLevel(logging.ERROR)
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ def torchrun(*words):
 def finished(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    return out
+    return out, err
 
 
 def worker(process, rank):
@@ -54,11 +54,12 @@ def assert_same_to_rounding(one, other):
 
 def test_two_workers_give_the_losses_of_one_process(tmp_path):
     still = [*TINY, "dropout=0.0", "attention_dropout=0.0", "stochastic_depth=0.0", "--fused=strict"]
-    out = finished(torchrun(*FLAGS, "--epochs", 3, *still, "--output", tmp_path / "two"))
+    out, err = finished(torchrun(*FLAGS, "--epochs", 3, *still, "--output", tmp_path / "two"))
     assert main(["train", *FLAGS, "--epochs", "3", *still, "--output", str(tmp_path / "one")]) == 0
     assert_same_to_rounding(tmp_path / "one", tmp_path / "two")
     assert "effective batch 479 (2 x 1 pieces)" in out and "2 processes, 2 of them here" in out
     assert out.count("epoch 3/3") == out.count("run folder:") == 1
+    assert err.count("fused=") <= 1  # a line about plain PyTorch, where there is no kernel
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc here to find the workers by")
