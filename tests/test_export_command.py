@@ -110,9 +110,10 @@ def test_mistakes(checkpoint, tmp_path, capsys, monkeypatch):
     assert "expected a file name that ends in .pt2" in fails(capsys, weights, "--to", "torch-export", "--output", "m.onnx")
     inside = weights / "m.pt2"
     assert "--output" in fails(capsys, weights, "--to", "torch-export", "--output", inside)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else name)
-    message = "--to openvino needs openvino; install: pip install openvino"
-    assert message in fails(capsys, weights, "--to", "openvino")
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        message = "--to openvino needs openvino; install: pip install openvino"
+        assert message in fails(capsys, weights, "--to", "openvino")
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
