@@ -169,3 +169,18 @@ def test_a_recipe_trains_by_its_name(tmp_path, caplog):
     assert (stored.model, stored.lr, stored.scale, stored.epochs) == ("cct_2_3x2_32", 5.5e-4, (0.9, 1.0), 2)
     assert (stored.aa, stored.mixup, stored.crop_padding, stored.num_classes) == ("rand-m9-mstd0.5-inc1", 0.8, 0, 10)
     assert "no effect here: workers (" in caplog.text and "pin_mem (" in caplog.text
+
+
+def test_the_folder_of_an_official_file_is_where_its_data_lie(tmp_path, capsys):
+    """`train.py DIR -c cifar10.yml` names the folder of the set; beside our own keys DIR is a folder of images by class."""
+    file = tmp_path / "official.yml"
+    file.write_text("dataset: imagenet\nepochs: 1\nwarmup_epochs: 0\n")
+    (tmp_path / "data/train/only").mkdir(parents=True)
+    assert main(["train", str(tmp_path / "data"), "-c", str(file)]) == 2
+    assert "data/train: found 1 folder of a class (only)" in capsys.readouterr().err
+    file.write_text("dataset: flowers102\nval_split: valid\n")
+    assert main(["train", str(tmp_path / "data/train"), "-c", str(file)]) == 2
+    assert f"there are no folders train/ and valid/, each with 1 to 102 in it; searched: {tmp_path}" in capsys.readouterr().err
+    file.write_text("data: pets\n")
+    assert main(["train", str(tmp_path / "data/train"), "-c", str(file)]) == 2
+    assert "data/train: found 1 folder of a class (only)" in capsys.readouterr().err

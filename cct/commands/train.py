@@ -8,6 +8,7 @@ from cct import recipes
 from cct.training import timm_keys
 from cct.training.config import FIELDS, KINDS, ConfigError, resolve
 from cct.training.defaults import DEFAULTS
+from cct.training.values import read_mapping
 
 from .parser import add_command
 
@@ -42,7 +43,9 @@ def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "train", run, "train a model and keep everything in a run folder", EPILOG + _defaults())
     parser.usage = "cct train [DIR] [-c FILE|NAME] [--resume RUN] [flags]"
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="image folder to train on: --data folder --data-dir DIR")
+    parser.add_argument(
+        "folder", nargs="?", metavar="DIR", help="image folder to train on (with a file that names its `dataset`: --data-dir)"
+    )
     parser.add_argument("-c", "--config", metavar="FILE|NAME", help="YAML file with defaults, or a recipe (`cct recipes`)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     for name, field in FIELDS.items():
@@ -83,12 +86,17 @@ def _defaults():
     return "\n".join(lines)
 
 
-def given_flags(args):
-    """The fields of Config that the command line names."""
+def given_flags(args, file=None):
+    """The fields of Config that the command line names.
+
+    DIR is a folder of images by class; but the folder of the data files where `file`, or a flag, names the data in timm's way.
+    """
     flags = {name: getattr(args, name) for name in (*FIELDS, *timm_keys.FLAGS) if hasattr(args, name)}
     if "model_kwargs" in flags:
         flags["model_kwargs"] = dict(_pair(text) for text in flags["model_kwargs"])
-    if args.folder is not None:
+    if args.folder is not None and ("dataset" in flags or (file is not None and "dataset" in read_mapping(file))):
+        flags["data_dir"] = args.folder
+    elif args.folder is not None:
         if flags.get("data", "folder") != "folder" or "data_dir" in flags:
             raise ConfigError(f"DIR {args.folder!r} means --data folder --data-dir DIR; leave out DIR or those flags")
         flags |= {"data": "folder", "data_dir": args.folder}
@@ -104,14 +112,14 @@ def _pair(text):
 
 def run(args):
     """Train or resume; returns the exit code."""
-    flags = given_flags(args)
     if args.resume is not None:
         if args.config is not None:
             raise ConfigError("--resume goes on with the configuration of the run; leave out -c")
         from cct.training.loop import resume
 
-        return resume(args.resume, flags).exit_code
-    config = resolve(flags, args.config and recipes.find(args.config))
+        return resume(args.resume, given_flags(args)).exit_code
+    file = args.config and recipes.find(args.config)
+    config = resolve(given_flags(args, file), file)
     from cct.training.loop import train
 
     return train(config).exit_code

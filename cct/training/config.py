@@ -5,13 +5,12 @@ import functools
 import logging
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 
 from . import timm_keys
 from .defaults import DATA_SETS, DEFAULTS
-from .values import ConfigError, convert, limit, nearest
+from .values import ConfigError, convert, limit, nearest, read_mapping
 
 __all__ = ["FIELDS", "KINDS", "Config", "ConfigError", "coerce", "nearest", "read_yaml", "resolve"]
 
@@ -20,10 +19,7 @@ CLIPS = ("norm", "value", "agc")
 SCHEDULES = ("cosine", "cosine_per_step", "cosine_v1", "step", "one_cycle", "constant")
 FILTERS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 VAL_NAMES = ("val", "valid", "validation", "test")
-DESCRIPTIONS = (
-    "paper",
-    "note",
-)  # of a recipe: which cells of the paper it gives, and what was chosen where the sources are silent
+DESCRIPTIONS = ("paper", "note")  # of a recipe: the cells of the paper it gives; what was chosen where the sources are silent
 
 _log = logging.getLogger("cct")
 
@@ -205,20 +201,7 @@ def read_yaml(path):
     Left out: keys of timm's script that change nothing here, after a line of warning that names them, and `paper` and `note`,
     which describe a recipe.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', error)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+    values = read_mapping(path)
     try:
         return _fields({name: value for name, value in values.items() if name not in DESCRIPTIONS}, f"{path}: ")
     except ConfigError as error:

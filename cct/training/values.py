@@ -4,6 +4,9 @@ import difflib
 import math
 import types
 import typing
+from pathlib import Path
+
+import yaml
 
 
 class ConfigError(ValueError):
@@ -38,6 +41,23 @@ def convert(name, value, kind, limits):
     names = [_KIND_NAMES[k] for k in kinds if k in _KIND_NAMES]
     names += ["numbers such as 0.5 1.0" for k in kinds if typing.get_origin(k) is tuple]
     raise ConfigError(f"{name}: got {value!r}, expected {' or '.join(names)}")
+
+
+def read_mapping(path):
+    """The mapping in a YAML file as it stands, {} when the file is empty. Raises ConfigError naming the file and line."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+    return values or {}
 
 
 def limit(*, choices=None, low=None, high=None, above=None, below=None, length=None):
