@@ -17,9 +17,10 @@ from cct.data import Augment, batches
 from cct.data.dataset import Split
 from cct.models import count_macs, count_parameters, create_model
 from cct_kernels import dispatch, reference
+from cct_kernels.encoder import encoder
 from cct_kernels.testing import CASES, make_inputs
 
-from . import gpu_peers, gpu_timing, record
+from . import gpu_encoder, gpu_peers, gpu_timing, record
 from .peers import OPS, Missing
 from .session import PEER_FACTOR, Session
 from .test_models import WITHOUT_DROPOUT, gradients, images
@@ -81,6 +82,41 @@ def op_rows(bench, peers=("ours", "eager", "compile"), stage="ops"):
                 lambda name, call, check=check, functions=functions: check(name, functions[name]),
                 flops=flops, moved=moved, backend=dispatch.choose(case.op, tensors["x"]),
             )  # fmt: skip
+
+
+def encoder_rows(bench):
+    """The whole encoder as one op, forward and forward+backward, beside its plain PyTorch form with attention written out."""
+    sizes, batch = gpu_encoder.SIZES[bench.what], bench.sizes["batch"]
+    N, C, F, _, layers = sizes
+    tensors, op = gpu_encoder.call(sizes, batch, bench.device)
+    plain = {"eager": reference.encoder} | (
+        {"compile": torch.compile(reference.encoder, dynamic=False)} if bench.compiled else {}
+    )
+    functions = {"ours": encoder, **plain}
+    double = {n: t[:PROBE].double() if n == "x" else t.double() for n, t in tensors.items()}
+    with torch.no_grad():
+        exact, own = (op(**t, function=reference.encoder) for t in (double, tensors | {"x": tensors["x"][:PROBE]}))
+
+    def build(name, backward):
+        if not backward:
+            return torch.inference_mode()(lambda: op(**tensors, function=functions[name]))
+        leaves = {n: t.detach().requires_grad_() for n, t in tensors.items()}
+        dout = torch.randn_like(tensors["x"])
+        return lambda: torch.autograd.grad(op(**leaves, function=functions[name]), list(leaves.values()), dout)
+
+    def check(name, call):
+        with torch.no_grad():
+            hold_to_norm(name, "out", op(**tensors, function=functions[name])[:PROBE], own, exact, BF16)
+
+    flops = 2 * batch * layers * N * C * (4 * C + 2 * F + 2 * N)
+    moved = 2 * tensors["x"].nbytes + sum(t.nbytes for t in tensors.values())
+    for direction in ("forward", "forward+backward"):
+        backward = direction != "forward"
+        bench.session().row(
+            bench.key("op", f"encoder {bench.what}", batch, direction=direction, stage="ops"),
+            {name: lambda name=name, b=backward: build(name, b) for name in functions}, check,
+            flops=flops * (3 if backward else 1), moved=moved * (3 if backward else 1),
+        )  # fmt: skip
 
 
 def attention_rows(bench):
@@ -211,7 +247,12 @@ def stages(bench):
     batch, cold, latency = bench.sizes["batch"], gpu_timing.cold, gpu_timing.latency
     all_ours = ("ours", "ours eager")
     return {
-        "ops": [lambda: attention_rows(bench), lambda: op_rows(bench), lambda: augmentation_row(bench)],
+        "ops": [
+            lambda: attention_rows(bench),
+            lambda: op_rows(bench),
+            lambda: augmentation_row(bench),
+            lambda: encoder_rows(bench),
+        ],
         "inference": [lambda: inference_rows(bench, batch, (*all_ours, *bench.eager, *bench.compiled), cold, "inference")],
         "latency": [lambda: inference_rows(bench, 1, (*all_ours, *bench.eager, *bench.compiled), latency, "latency")],
         "training": [lambda: training_rows(bench, (*all_ours, *bench.eager, *bench.compiled[:1]), "training")],

@@ -15,6 +15,8 @@ import cct_kernels
 from cct_kernels import dispatch
 from cct_kernels.testing import CASES, make_inputs, run
 
+from . import gpu_encoder
+
 LARGEST = 40_000  # elements of x
 
 
@@ -27,6 +29,12 @@ def calls(device):
                 if backend == "reference" or dispatch.why_not(case.op, backend, device, dtype):
                     continue
                 yield f"{case} {backend} {str(dtype)[6:]}", lambda c=case, b=backend, d=dtype: _run(c, b, d, device)
+
+    if ("encoder", device) in dispatch.TABLE and not dispatch.why_not("encoder", "triton", device, torch.bfloat16):
+        for rates in ({"drop_path": True}, {"attn_dropout": 0.1, "dropout": 0.1}):
+            # Many rows, or the encoder runs op by op; no size a power of two.
+            tensors, op = gpu_encoder.call((33, 40, 50, 2, 2), 264, device, backend="triton", **rates)
+            yield f"encoder {' '.join(rates)}", lambda t=tensors, f=op: run(f, t, {}, torch.ones_like(t["x"]))
 
 
 def _run(case, backend, dtype, device):

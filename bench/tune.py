@@ -24,7 +24,7 @@ import torch
 import cct_kernels
 from cct_kernels import testing
 
-from . import gpu_timing
+from . import gpu_encoder, gpu_timing
 from .test_ops import MODELS, with_batch
 
 GAIN = 0.98  # a candidate must take less than this share of the time of the best so far
@@ -93,7 +93,9 @@ def jobs(batch):
             shapes = case.shapes | {"seed": (2,)}
             cases.append(testing.Case(case.op, case.name + "_dropout", case.why, shapes, case.options | rates))
     cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0]
-    return [_case_job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
+    found = [_case_job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
+    random = {}, {"attn_dropout": 0.1, "drop_path": True}, {"attn_dropout": 0.1, "dropout": 0.1}
+    return found + [_encoder_job(sizes, max(batch, 256), rates) for sizes in gpu_encoder.SIZES.values() for rates in random]
 
 
 def _case_job(case, dtype):
@@ -109,6 +111,21 @@ def _case_job(case, dtype):
         return testing.make_inputs(case, dtype, "cuda"), op
 
     return Job(f"{case} {str(dtype)[6:]}", dtype, dry, make)
+
+
+def _encoder_job(sizes, batch, rates):
+    """The whole encoder, of three blocks: the first, one between and the last."""
+    N, C, F, heads, _ = sizes
+
+    def dry(arch):
+        from cct_kernels.triton import aot
+
+        aot.compiled_encoder(arch, torch.bfloat16, batch, N, C, F, heads, **rates)
+
+    def make():
+        return gpu_encoder.call((N, C, F, heads, 3), batch, "cuda", backend="triton", **rates)
+
+    return Job(f"encoder-B{batch}_N{N}_C{C}" + "".join(f"_{rate}" for rate in rates), torch.bfloat16, dry, make)
 
 
 def assign(found, candidates, arch):

@@ -32,7 +32,7 @@ def test_rows_on_the_cpu(quick):
     code, rows = run(quick, "ops", "inference", "latency", "training")
     assert code == 0
     ops = {(row["what"].split()[0], row["direction"]) for row in rows if row["kind"] == "op"}
-    names = ("conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool")
+    names = ("conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool")
     assert ops == {(op, direction) for op in names for direction in ("forward", "forward+backward")}
     for kind, batch in (("inference", 4), ("latency", 1), ("training", 4)):
         (row,) = (row for row in rows if row["kind"] == kind)

@@ -24,9 +24,9 @@ def test_every_table_is_found_and_every_leaf_has_a_job():
     assert {"layernorm_mlp.FORWARD", "layernorm_mlp.BACKWARD"} <= set(found)
     leaves = [leaf for name, table in found.items() for leaf in tune.leaves(table, name)]
     before = [leaf.value for leaf in leaves]
-    tune.assign(leaves, tune.jobs(4), "sm_90")
+    tune.assign(leaves, tune.jobs(1), "sm_90")
     assert [leaf.value for leaf in leaves] == before
-    unread = {str(leaf) for leaf in leaves if leaf.job is None and not leaf.table.startswith("row_segment")}
+    unread = {str(leaf) for leaf in leaves if leaf.job is None}
     assert unread == {f"seqpool.CONFIGS[{C}]" for C in (1024, 2048, 4096)}  # widths that no model has
     jobs = {str(leaf): leaf.job for leaf in leaves}
     forward = jobs["attention.CONFIGS['forward'][2][256]"]
