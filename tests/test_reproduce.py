@@ -203,10 +203,11 @@ def test_a_signal_is_passed_on(number, folder, monkeypatch):
 
 
 def test_a_failure_does_not_stop_the_others(folder, monkeypatch, capfd):
-    runs, jobs = runs_of(folder, monkeypatch, "import sys; sys.exit('seed-42' in sys.argv[1])")
+    runs, jobs = runs_of(folder, monkeypatch, "import sys; sys.exit(2 * ('seed-42' in sys.argv[1]))")
     assert runs.go(jobs, lambda job: None) == 1
     assert [job.record["finished"] for job in jobs] == [False, True]
-    assert "tiny, seed 42: failed with exit code 1" in capfd.readouterr().err
+    assert [len(job.record["sessions"]) for job in jobs] == [0, 1]  # what was refused trained nothing
+    assert "tiny, seed 42: failed with exit code 2" in capfd.readouterr().err
 
 
 def test_what_a_run_leaves_that_never_saved_is_in_nobodys_way(folder, monkeypatch):

@@ -21,6 +21,7 @@ from cct.training.interrupt import EXIT_CODES, Interrupt
 from cct.training.schedules import total_epochs
 
 MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
+REFUSED = 2  # exit code of `cct train` when the input cannot be used: nothing was trained
 UNTRAINED = {"config.yaml", "run.lock"}  # what a run that was stopped before its first save leaves
 
 
@@ -111,13 +112,14 @@ class Runs:
         self._make_place(job)
         argv, file = job.argv(), str(recipes.path(job.recipe))
         print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
-        session = {"began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}"}
+        machine.commit.cache_clear()  # the process of the run loads what is there now
+        session = {"began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}", "commit": machine.commit()}
+        session |= {"versions": " ".join(f"{name} {version}" for name, version in machine.versions().items())}
         began = time.monotonic()
         exit_code, stopped = self._wait(argv, interrupt)
-        device = _device(job.folder)
-        session |= {"seconds": round(time.monotonic() - began), "exit_code": exit_code, "machine": _machine(device)}
-        session |= {"versions": " ".join(f"{k} {v}" for k, v in machine.versions().items()), "commit": machine.commit()}
-        job.record["sessions"].append(session)
+        seconds = round(time.monotonic() - began)
+        if exit_code != REFUSED:
+            job.record["sessions"].append(session | {"seconds": seconds, "exit_code": exit_code, "machine": _machine(job)})
         job.record["finished"] = exit_code == 0
         write_json(job.record_path, job.record)
         if exit_code and not stopped:
@@ -167,19 +169,13 @@ class Runs:
             raise ConfigError(f"--runs {self.root}: cannot be written ({error.strerror}); choose another --runs") from None
 
 
-def _device(folder):
-    """(device, threads) of a run, from its config.yaml."""
-    try:
-        config = read_yaml(folder / "config.yaml")
-    except ConfigError:
-        return "cpu", None
-    return config.get("device", "cpu"), config.get("threads")
-
-
-def _machine(device):
-    facts, (name, threads) = machine.machine(), device
-    if name.startswith("cuda"):
-        return facts.get("gpu", name)
+def _machine(job):
+    """What it ran on: the GPU, or the processor with its cores and the threads of the run."""
+    file = job.folder / "config.yaml"
+    config = read_yaml(file) if file.is_file() else {}
+    facts, device, threads = machine.machine(), config.get("device", "cpu"), config.get("threads")
+    if device.startswith("cuda"):
+        return facts.get("gpu", device)
     return f"{facts['cpu']}, {facts['cores']} cores" + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
 
 
