@@ -13,7 +13,7 @@ from cct.reports import roofline
 from cct_kernels import dispatch
 
 from . import gpu_peers
-from .gpu_rows import BF16, Bench
+from .gpu_bench import BF16, Bench
 from .test_models import images
 
 STEPS = 3
