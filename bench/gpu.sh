@@ -42,7 +42,7 @@ sanitize() { # the tests before have compiled these kernels: compiling under the
   set -o pipefail
   for check in memcheck racecheck; do
     echo "-- $check"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $((LIMIT / 2)) "$tool" --tool "$check" --error-exitcode 9 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $((LIMIT / 2)) "$tool" --tool "$check" --target-processes all --error-exitcode 9 \
       "$PYTHON" -m bench.gpu_small --seconds $((LIMIT / 2 - 15)) | tail -n 25
     code=$?
     [ $code -eq 124 ] && echo "$check: out of time"

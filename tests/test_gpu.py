@@ -72,6 +72,7 @@ def test_runs_on_the_current_stream_and_the_device_of_x(case, backend):
     expected = on(backend, case.op)(**tensors, **case.options)
     late = {name: torch.zeros_like(t) for name, t in tensors.items()}
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)  # a kernel on another stream would not wait for the copies behind it
         for name, t in tensors.items():
