@@ -118,6 +118,7 @@ def test_recipes_state_what_decides_them():
         needed = {"data", "model", "epochs", "batch_size", "opt", "lr", "weight_decay", "sched", "smoothing", "amp"}
         needed |= {"min_lr", "warmup_epochs"} - ({"min_lr"} if keys["sched"] == "cosine_v1" else set())
         assert needed <= keys.keys(), (name, needed - keys.keys())
+        assert keys.get("drop_last", False) == (keys["sched"] == "cosine"), name  # timm's script, not the first one
         assert {"scale", "hflip"} <= keys.keys() or {"crop_padding", "flip"} <= keys.keys(), name
 
 
@@ -148,7 +149,7 @@ def test_the_command_lists_and_shows(capsys):
         assert main(words) == 2 and re.search(message, capsys.readouterr().err), words
 
 
-def test_a_recipe_trains_by_its_name(tmp_path, caplog):
+def test_a_recipe_trains_by_its_name(tmp_path, caplog, capsys):
     """Its model and schedule on other data and in short, with timm's flags beside ours."""
     short = [
         "--epochs",
@@ -160,11 +161,12 @@ def test_a_recipe_trains_by_its_name(tmp_path, caplog):
         "--samples-per-class",
         "4",
         "--batch-size",
-        "20",
+        "12",
     ]
     other = ["--data", "digits", "--img-size", "8", "--model-kwargs", "num_layers=1", "--workers", "8", "--pin-mem"]
     words = ["train", "-c", "cct_2_3x2-cifar10", *short, *other, "--scale", "0.9", "1", "--output", str(tmp_path / "run")]
     assert main(words) == 0
+    assert "2 epochs of 3 steps, 6 steps in all" in capsys.readouterr().out  # 40 images: the last 4 make no batch
     stored = resolve({}, tmp_path / "run/config.yaml")
     assert (stored.model, stored.lr, stored.scale, stored.epochs) == ("cct_2_3x2_32", 5.5e-4, (0.9, 1.0), 2)
     assert (stored.aa, stored.mixup, stored.crop_padding, stored.num_classes) == ("rand-m9-mstd0.5-inc1", 0.8, 0, 10)

@@ -176,6 +176,8 @@ def test_optimizer_and_model_follow_their_keys():
     setup = prepare(config)
     kwargs = setup.model.config["kwargs"]
     assert (kwargs["dropout"], kwargs["attention_dropout"], kwargs["stochastic_depth"]) == (0.2, 0.0, 0.3)
+    with pytest.raises(ConfigError, match="drop_last: no batch of 2000 images is left of 1438; lower --batch-size"):
+        prepare(resolve({"drop_last": True, "batch_size": 2000}))
     assert (setup.config.crop_padding, setup.config.flip, setup.augment.scale) == (0, False, (0.8, 1.0))
     with pytest.raises(ConfigError, match="num_classes: got 7; embedded in scikit-learn has 10"):
         prepare(resolve({"num_classes": 7}))
@@ -246,7 +248,7 @@ def test_official_files_run_unchanged(official, tmp_path):
         batch_size=batch, lr=float(lr), min_lr=float(min_lr), sched=sched or "step", weight_decay=float(decay),
         epochs=epochs, warmup_epochs=warmup, warmup_lr=float(warmup_lr), cooldown_epochs=10,
         scale=tuple(scale), aa="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, mixup_off_epoch=off, reprob=reprob,
-        crop_padding=0, hflip=0.5, smoothing=0.1, amp="bf16", device="cpu",
+        drop_last=True, crop_padding=0, hflip=0.5, smoothing=0.1, amp="bf16", device="cpu",
     )  # fmt: skip
     if model:
         assert config.model in list_models()

@@ -67,6 +67,7 @@ class Config:
 
     epochs: int = option(30, "epochs, without the cool-down", low=1)
     batch_size: int = option(128, "images in one optimizer step, all processes together", low=1)
+    drop_last: bool = option(False, "leave out the last batch of an epoch where it is a smaller one")
     accumulate_steps: int = option(1, "pieces that each process takes its part of a batch in: less memory, same step", low=1)
     opt: str = option("adamw", "optimizer; sgd has Nesterov momentum, momentum the plain one", choices=OPTIMIZERS)
     opt_eps: float | None = maybe("epsilon of AdamW; 1e-8 if not given", above=0)

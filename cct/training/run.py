@@ -56,7 +56,7 @@ class Run:
         self.split = "test" if self.data.val is None else "val"
         self.held_out = getattr(self.data, self.split).to(self.device)
         self.epochs = total_epochs(self.config)
-        self.steps = batches.num_batches(len(self.data.train), self.config.batch_size)
+        self.steps = batches.num_batches(len(self.data.train), self.config.batch_size, self.config.drop_last)
         self.epoch, self.rows, self.seconds_before = 0, [], 0.0
         self._begin_epoch()
         self.saved_at = self.drawn_at = time.monotonic()
@@ -94,7 +94,8 @@ class Run:
         stream = batches.epoch(
             self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
             mean=self.data.mean, std=self.data.std, device=self.device, num_classes=self.data.num_classes,
-            start=self.step, pieces=self.stepper.pieces, own=self.stepper.own, carry=self.stepper.carry,
+            drop_last=config.drop_last, start=self.step, pieces=self.stepper.pieces, own=self.stepper.own,
+            carry=self.stepper.carry,
         )  # fmt: skip
         self.model.train()
         began = time.perf_counter() - self.seconds

@@ -32,8 +32,9 @@ class Setup:
 def prepare(config, workers=None, *, pretrained=True):
     """Set threads and seed, read the data, make the model on its device. pretrained=False: the weights come from elsewhere.
 
-    workers: the `Workers` that share the run. A foreign model takes the place of `make_model`'s: it maps images to logits, and
-    has `config`, a dict that goes into the checkpoints, and `get_classifier`.
+    workers: the `Workers` that share the run. A foreign model takes the place of the one of `make_model`: it maps images to
+    logits and has `get_classifier`, `fused_report` (text) and `config`, a dict that goes into the checkpoints. Another
+    objective takes the place of Classification.
     Raises ConfigError or DataError.
     """
     workers = workers or Workers()
@@ -53,6 +54,11 @@ def prepare(config, workers=None, *, pretrained=True):
         data = cct.data.load(config.data, config.data_dir, **config.data_arguments())
     if config.num_classes not in (None, data.num_classes):
         raise ConfigError(f"num_classes: got {config.num_classes}; {data.source} has {data.num_classes}; leave the key out")
+    if config.drop_last and len(data.train) < config.batch_size:
+        raise ConfigError(
+            f"drop_last: no batch of {config.batch_size} images is left of {len(data.train)}; lower --batch-size, or say "
+            "--no-drop-last"
+        )
     config = dataclasses.replace(
         config,
         data_dir=None if config.data_dir is None else str(Path(config.data_dir).expanduser().absolute()),
