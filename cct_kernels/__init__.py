@@ -9,6 +9,7 @@
 
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import BackendError
+from .encoder import encoder
 from .fuse import fuse, unfuse
 from .graphed import graphed
 from .layernorm_attention import layernorm_attention
@@ -19,6 +20,7 @@ from .warmup import warmup
 __all__ = [
     "BackendError",
     "conv_tokenizer",
+    "encoder",
     "fuse",
     "graphed",
     "layernorm_attention",

@@ -8,6 +8,7 @@ import torch
 TABLE = {
     ("conv_tokenizer", "cpu"): ("cpu", "reference"),
     ("conv_tokenizer", "cuda"): ("triton", "reference"),
+    ("encoder", "cpu"): ("cpu", "reference"),
     ("layernorm_attention", "cpu"): ("cpu", "reference"),
     ("layernorm_attention", "cuda"): ("triton", "reference"),
     ("layernorm_mlp", "cpu"): ("cpu", "reference"),

@@ -7,7 +7,7 @@ import torch
 from . import reference
 from .calls import compute_dtype, draw_seed, kernels
 from .checks import expect_int, expect_optional, expect_tensor
-from .dispatch import TABLE, choose
+from .dispatch import choose
 from .layernorm_attention import _check as check_attention
 from .layernorm_attention import _check_training as check_training
 from .layernorm_attention import layernorm_attention
@@ -59,11 +59,20 @@ def encoder(
     _check(x, blocks, num_heads, drop_path_scales)
     options = {"num_heads": num_heads, "mask": mask, "attn_dropout": attn_dropout, "dropout": dropout}
     options |= {"drop_path_scales": drop_path_scales, "seed": seed, "eps": eps}
-    if backend == "reference":
+    chosen = choose(OP, x, backend)
+    if chosen == "reference":
         return reference.encoder(x, blocks, **options)
-    if len(blocks) and (OP, x.device.type) in TABLE and (chosen := choose(OP, x, backend)) != "reference":
-        return _whole(x, blocks, **options, backend=chosen)
-    return _loop(x, blocks, **options, backend=backend)
+    if chosen == "cpu":
+        plain = drop_path_scales is None and attn_dropout == dropout == 0.0
+        if not plain or _needs_gradient(x, blocks):
+            return _loop(x, blocks, **options, backend=backend)
+        tensors = [t for block in blocks for t in block]
+        return torch.ops.cct_kernels.encoder_forward(x, tensors, num_heads, mask, eps, compute_dtype(x))
+    return _whole(x, blocks, **options, backend=chosen) if len(blocks) else x
+
+
+def _needs_gradient(x, blocks):
+    return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for block in blocks for t in block))
 
 
 def _loop(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, backend):
@@ -126,4 +135,7 @@ def _check(x, blocks, num_heads, drop_path_scales):
     for i, block in enumerate(blocks):
         if len(block) != len(Block._fields):
             raise ValueError(f"{OP}: blocks[{i}] has {len(block)} tensors; expected {', '.join(Block._fields)}")
+        for name, tensor in zip(Block._fields, block, strict=True):
+            if not isinstance(tensor, torch.Tensor):
+                raise ValueError(f"{OP}: blocks[{i}].{name} is {type(tensor).__name__}; expected a tensor")
     expect_optional(OP, "drop_path_scales", drop_path_scales, (len(blocks), 2, x.shape[0]), x)

@@ -31,6 +31,7 @@ OPS = {
     "conv_tokenizer_forward": f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, bool keep) -> (Tensor out, Tensor winner)",
     "conv_tokenizer_backward": f"(Tensor dout, Tensor x, Tensor weight, Tensor winner, {_CONV}, bool[3] output_mask) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias)",
+    "encoder_forward": "(Tensor x, Tensor[] blocks, int num_heads, Tensor? mask, float eps, ScalarType compute) -> Tensor",
     "layernorm_attention_forward": f"({_ATTENTION}, bool keep) -> "
     "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse)",
     "layernorm_attention_backward": f"(Tensor dout, {_ATTENTION}, "
@@ -81,6 +82,10 @@ def _define():
         shapes = (weight.shape, weight.shape[:1])
         dx = dx if output_mask[0] else x.new_empty(0)
         return dx, *(new(shape if wanted else 0) for shape, wanted in zip(shapes, output_mask[1:], strict=True))
+
+    @torch.library.register_fake("cct_kernels::encoder_forward")
+    def _(x, blocks, num_heads, mask, eps, compute):
+        return x.new_empty(x.shape)
 
     @torch.library.register_fake("cct_kernels::layernorm_attention_forward")
     def _(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, *rest):

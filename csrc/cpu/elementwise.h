@@ -12,10 +12,14 @@ constexpr float kLog2e = 1.44269504f;
 // (degree 3). Below -124 the result stays near 1e-37. Minimax polynomials of 2^f on |f| <= 1/2.
 template <typename T>
 CCT_INLINE Vec exp2_negative(Vec x) {
-  const Vec magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec t = max(set(-124.f), x);  // in this order NaN passes
+#if defined(__AVX512F__)
+  const Vec f = (Vec)_mm512_reduce_ps((__m512)t, 8);  // t - round(t)
+#else
+  const Vec magic = set(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = t + magic;
   const Vec f = t - (shifted - magic);
+#endif
   Vec p;
   if constexpr (sizeof(T) == 2) {
     p = f * 0.0550886838f + 0.242604051f;
@@ -28,7 +32,11 @@ CCT_INLINE Vec exp2_negative(Vec x) {
     p = p * f + 0.69314695f;
     p = p * f + 1.00000007f;
   }
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)(t - f));
+#else
   return (Vec)((VecI)p + ((VecI)shifted << 23));  // the low bits of `shifted` are the integer
+#endif
 }
 
 template <typename T>

@@ -4,7 +4,9 @@
 // T is the compute type: float everywhere, BFloat16 where the instruction set multiplies it (AVX-512 BF16, AMX). Operands:
 //   A      row-major (M, K), leading dimension lda >= padded_k(K), zeros between K and padded_k(K); for AMX the memory of the
 //          rows up to the next multiple of 16 must exist (their values do not matter)
-//   panel  columns [64 p, 64 p + 64) of B, as [padded_k / group][64][group] with group = 2 for BFloat16 (VNNI), 1 for float
+//   panel  columns [64 p, 64 p + 64) of B, as [padded_k / group][64][group] with group = 2 for BFloat16 (VNNI), 1 for float;
+//   for
+//          AMX as whole tiles one after the other, [padded_k / 32][4][16][16][2], so that they stream
 // Sums are float32.
 #pragma once
 
@@ -43,6 +45,9 @@ constexpr int kStepK<BFloat16> = 32;  // one tile row
 template <typename T>
 constexpr int kStepK = kGroup<T>;
 #endif
+
+template <typename T>
+constexpr bool kTiled = kStepK<T> == 32;  // panels of tiles
 
 template <typename T>
 CCT_INLINE constexpr int64_t padded_k(int64_t K) {
@@ -160,12 +165,12 @@ CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFl
       _tile_zero(2);
       _tile_zero(3);
     }
-    const BFloat16* b = panel + half * 2;
+    const BFloat16* b = panel + half * 32;
     for (int64_t k = 0; k < K; k += 32, b += 32 * kPanel) {
       _tile_loadd(4, A + k, a_stride);
-      _tile_loadd(6, b, kPanel * 4);
+      _tile_loadd(6, b, 64);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, b + 32, kPanel * 4);
+      _tile_loadd(7, b + 512, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_loadd(5, A + 16 * lda + k, a_stride);
       _tile_dpbf16ps(2, 5, 6);
@@ -195,13 +200,13 @@ CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFl
   }
   for (int64_t k = 0; k < K; k += 32, b += 32 * kPanel) {
     _tile_loadd(4, A + k, lda * 2);
-    _tile_loadd(5, b, kPanel * 4);
+    _tile_loadd(5, b, 64);
     _tile_dpbf16ps(0, 4, 5);
-    _tile_loadd(6, b + 32, kPanel * 4);
+    _tile_loadd(6, b + 512, 64);
     _tile_dpbf16ps(1, 4, 6);
-    _tile_loadd(7, b + 64, kPanel * 4);
+    _tile_loadd(7, b + 1024, 64);
     _tile_dpbf16ps(2, 4, 7);
-    _tile_loadd(5, b + 96, kPanel * 4);
+    _tile_loadd(5, b + 1536, 64);
     _tile_dpbf16ps(3, 4, 5);
   }
   _tile_stored(0, c, c_stride);

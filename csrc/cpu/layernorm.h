@@ -49,15 +49,36 @@ CCT_INLINE void normalise(float* row, int64_t C, float mean, float rstd) {
   for (; c < C; ++c) row[c] = (row[c] - mean) * rstd;
 }
 
-// xhat of x into row (zeros behind C up to the next vector), statistics computed and returned.
-template <typename T>
-CCT_INLINE void normalise_row(const T* x, int64_t C, float eps, float* row, float& mean, float& rstd) {
-  mean = load_row(x, C, row) / float(C);
-  rstd = rstd_of(row, C, mean, eps);
-  normalise(row, C, mean, rstd);
+// y = LN(x) of one row, as T and, unless z is null, as float; zeros from C to Cp, as gamma and beta have them. Statistics
+// computed and returned: three passes over a row that is in the first-level cache.
+template <typename X, typename T>
+CCT_INLINE void layernorm_row(const X* x, int64_t C, int64_t Cp, float eps, const float* gamma, const float* beta, float* z,
+                              T* y, float& mean, float& rstd) {
+  const int64_t whole = C / kLanes * kLanes;
+  const Vec tail = C > whole ? load_part(x + whole, int(C - whole)) : Vec{};
+  Vec total = tail;
+  for (int64_t c = 0; c < whole; c += kLanes) total += load(x + c);
+  mean = sum(total) / float(C);
+  alignas(64) float inside[kLanes] = {};  // 1 for the lanes of the tail
+  for (int64_t c = whole; c < C; ++c) inside[c - whole] = 1.f;
+  const Vec tail_centred = (tail - mean) * load(inside);
+  Vec squares = tail_centred * tail_centred;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    const Vec d = load(x + c) - mean;
+    squares += d * d;
+  }
+  rstd = 1.f / __builtin_sqrtf(sum(squares) / float(C) + eps);
+  auto out = [&](int64_t c, Vec centred) {
+    const Vec v = centred * rstd * load(gamma + c) + load(beta + c);
+    if (z) store(z + c, v);
+    store(y + c, v);
+  };
+  for (int64_t c = 0; c < whole; c += kLanes) out(c, load(x + c) - mean);
+  if (C > whole) out(whole, tail_centred);
+  for (int64_t c = round_up(C, kLanes); c < Cp; c += kLanes) out(c, Vec{});
 }
 
-// The same from saved statistics.
+// xhat of x into row (zeros behind C up to the next vector), from saved statistics.
 template <typename T>
 CCT_INLINE void normalise_row_saved(const T* x, int64_t C, float* row, float mean, float rstd) {
   load_row(x, C, row);

@@ -4,86 +4,7 @@
 // nothing of size N x N is stored. Backward works on the transposed scores, so that no N x N transpose is needed either:
 //   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd),  delta = rowsum(dO *
 //   O) dV = (mask * P)^T dO                  dK = dS^T Q       dQ^T = K^T dS^T
-#include <cstdint>
-
-#include "dropout.h"
-#include "isa.h"
-#include "scratch.h"
-
-namespace cct {
-
-struct AttentionArgs {
-  int64_t N, C, heads, hd;      // tokens, channels, heads, head dim
-  int64_t Cp, hdp, Np, Nr, Qp;  // C, hd, N rounded up to 64; N to 32; 3C to 64
-  float eps;
-  bool x_bf16, bf16;  // storage of x, out, dout, dx; products
-  const void* x;      // (B, N, C)
-  void* out;
-  float *mean, *rstd;                        // (B, N)
-  const float *gamma, *beta, *bqkv, *bproj;  // padded with zeros; bqkv (3 * heads * hdp)
-  const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T
-  const uint8_t* mask;                       // (B, N) or null
-  const float* path_scale;                   // (B) or null
-  DropoutArgs weights_dropout, projection_dropout;
-  void *qkv, *o;  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
-  float* lse;     // (B, heads, N) or null
-  // backward
-  const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
-  const void* dout;
-  void* dx;
-  bool need_weights;
-};
-
-struct AttentionGradients {  // sums of one thread, zero at first
-  float* dwqkv;              // (panels of 3C, Cp, 64), transposed
-  float* dwproj;             // (Cp, Cp)
-  float *dbqkv, *dbproj, *dgamma, *dbeta;
-};
-
-constexpr int64_t kAttentionRows = 128;
-
-[[maybe_unused]] static int64_t attention_forward_scratch(const AttentionArgs& a) {  // of any of the three forward passes
-  return scratch_bytes({larger(kAttentionRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
-}
-[[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
-  const int64_t image = a.Nr * a.Cp, head = a.Np * a.hdp, block = 32 * a.Np;
-  return scratch_bytes({image,
-                        image,
-                        a.heads * a.Nr * a.hdp,
-                        a.Nr * a.Qp,
-                        image,
-                        image,
-                        a.Nr * larger(a.Cp, a.hdp),
-                        a.Nr * 64,
-                        image,
-                        a.Qp,
-                        a.Cp,
-                        2 * a.Cp + a.Qp,
-                        head,
-                        head,
-                        head,
-                        head,
-                        head,
-                        a.Nr * a.Np,
-                        block,
-                        block,
-                        a.Np,
-                        a.Np,
-                        a.Np,
-                        32 * 64,
-                        32 * 64,
-                        a.Np * a.Np / 4});
-}
-
-CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
-                                    char* scratch))
-CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last,
-                                     char* scratch))
-CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
-                                           char* scratch))
-CCT_DECLARE(void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch))
-
-}  // namespace cct
+#include "layernorm_attention.h"
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
 #include "elementwise.h"
@@ -114,7 +35,7 @@ CCT_INLINE void pack_all_columns(const T* k, int64_t rows, int64_t hdp, T* out) 
     T* panel = out + j * hdp;
     const int64_t n = rows - j < kPanel ? rows - j : kPanel;
     if (n < kPanel) std::memset((void*)panel, 0, kPanel * hdp * sizeof(T));
-    transpose_words(k + j * hdp, hdp / kGroup<T>, panel, kPanel, n, hdp / kGroup<T>);
+    pack_columns(k + j * hdp, hdp, panel, n, hdp);
   }
 }
 
@@ -133,17 +54,15 @@ template <typename X, typename T>
 void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   const TileScope tiles;
   T* y = take<T>(scratch, kAttentionRows * a.Cp);
-  float* line = take<float>(scratch, a.Cp);
   const int64_t per_head = a.hdp / kPanel;
   for (int64_t row = first; row < last; row += kAttentionRows) {
     const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
     for (int64_t i = 0; i < R; ++i) {
       const int64_t token = b * a.N + row + i;
       float mean, rstd;
-      normalise_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.eps, line, mean, rstd);
-      a.mean[token] = mean;
-      a.rstd[token] = rstd;
-      affine(line, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+      layernorm_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, static_cast<float*>(nullptr),
+                    y + i * a.Cp, mean, rstd);
+      if (a.mean) a.mean[token] = mean, a.rstd[token] = rstd;
     }
     for (int64_t p = 0; p < 3 * a.heads * per_head; ++p) {
       const int64_t part = p / per_head / a.heads, head = p / per_head % a.heads, column = p % per_head * kPanel;
@@ -161,8 +80,8 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
     for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(head_rows<T>(a, slot, 0, h), a.N, a.Nr, a.hdp);
 }
 
-// The softmax of one row of scores (N values; what lies behind them may be overwritten), not normalised, as T into p with zeros
-// up to Nr; returns the sum and, in `lse`, max + log(sum).
+// The weights of one query: exp(scale (s - max s)) of N scores, not normalised, as T into p with zeros up to Nr; returns their
+// sum and, in `lse`, scale max(s) + log(sum). The scores may be overwritten, also those behind N.
 template <typename T>
 CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, float* s, T* p, int64_t b, int64_t head,
                              int64_t query, float* lse) {
@@ -173,44 +92,32 @@ CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, flo
     for (int64_t j = 0; j < a.N; ++j) s[j] = 0.f;  // a row without a pair is uniform
   else if (mask)
     for (int64_t j = 0; j < a.N; ++j) s[j] = mask[j] ? s[j] : kLowest;
-  for (int64_t j = a.N; j < width; ++j) s[j] = kLowest;
-  Vec top = set(kLowest), other = top;
+  for (int64_t k = a.N; k < a.Nr; ++k) s[k] = kLowest;
+  Vec even = set(kLowest), odd = even;  // two chains: a maximum or an addition takes four cycles
   int64_t j = 0;
-  for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
-    top = max(top, load(s + j));
-    other = max(other, load(s + j + kLanes));
-  }
-  if (j < width) top = max(top, load(s + j));
-  float lanes[kLanes];
-  store(lanes, max(top, other));
-  float highest = lanes[0];
-  for (int l = 1; l < kLanes; ++l) highest = lanes[l] > highest ? lanes[l] : highest;
-  Vec total = {}, total2 = {};
-  // the difference first: it is exact for the weights that matter
-  const float slope = scale * kLog2e;
-  for (j = 0; j + 2 * kLanes <= width; j += 2 * kLanes) {
-    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope),
-              f = exp2_negative<T>((load(s + j + kLanes) - highest) * slope);
-    total += e;
-    total2 += f;
-    store(s + j, e);
-    store(s + j + kLanes, f);
-  }
-  if (j < width) {
-    const Vec e = exp2_negative<T>((load(s + j) - highest) * slope);
-    total += e;
-    store(s + j, e);
-  }
-  if (mask && mask[query])
-    for (int64_t k = 0; k < a.N; ++k) s[k] = mask[k] ? s[k] : 0.f;
-  const float whole = sum(total + total2);
-  if (lse) *lse = highest * scale + __builtin_logf(whole);
-  if (dropout.active())
-    for (int64_t g = 0; g < a.Np / kPanel; ++g)
+  for (; j + 2 * kLanes <= width; j += 2 * kLanes) even = max(even, load(s + j)), odd = max(odd, load(s + j + kLanes));
+  if (j < width) even = max(even, load(s + j));
+  const float top = highest(max(even, odd)), slope = scale * kLog2e;
+  const bool plain = !mask && !dropout.active();  // the weights are final as they come
+  auto weight = [&](int64_t k) {                  // the difference first: it is exact for the weights that matter
+    const Vec e = exp2_negative<T>((load(s + k) - top) * slope);
+    plain ? store(p + k, e) : store(s + k, e);
+    return e;
+  };
+  even = odd = Vec{};
+  for (j = 0; j + 2 * kLanes <= width; j += 2 * kLanes) even += weight(j), odd += weight(j + kLanes);
+  if (j < width) even += weight(j);
+  const float total = sum(even + odd);
+  if (lse) *lse = top * scale + __builtin_logf(total);
+  if (!plain) {
+    if (mask && mask[query])
+      for (int64_t k = 0; k < a.N; ++k) s[k] = mask[k] ? s[k] : 0.f;
+    for (int64_t g = 0; dropout.active() && g < a.Np / kPanel; ++g)
       dropout.apply(s + g * kPanel, uint32_t((b * a.heads + head) * a.N + query), uint32_t(g));
-  for (int64_t k = a.N; k < a.Nr; ++k) s[k] = 0.f;
-  for (int64_t k = 0; k < a.Nr; k += kLanes) store(p + k, load(s + k));
-  return whole;
+    for (j = 0; j < width; j += kLanes) store(p + j, load(s + j));
+  }
+  for (j = a.N; j < a.Nr; ++j) p[j] = T{};
+  return total;
 }
 
 template <typename T>
@@ -499,82 +406,74 @@ void attention_backward_image(const AttentionArgs& a, int64_t b, const Attention
 
 #else  // ----------------------------------------------------------------------------------------- checks, threads,
        // registration
-#include "op.h"
-
 namespace cct {
-namespace {
 
-constexpr const char* kOp = "layernorm_attention";
+static constexpr const char* kOp = "layernorm_attention";
 
-// The arguments of one call, with the tensors that they point into.
-struct AttentionCall {
-  AttentionArgs a{};
-  at::Tensor x, gamma, beta, bqkv, bproj, wqkv, wproj, mask, scale;
-  int64_t B;
-  at::TensorOptions products;
-
-  AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
-                const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,
-                const OptionalTensor& qkv_bias, const OptionalTensor& mask_in, double attn_dropout, double dropout,
-                const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
-    TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
-    check_dtype(kOp, "x", x_in);
-    check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
-    B = x_in.size(0);
-    const int64_t N = x_in.size(1), C = x_in.size(2);
-    TORCH_CHECK_VALUE(N > 0 && C > 0, kOp, ": x has shape ", x_in.sizes(), "; expected at least one token and one channel");
-    TORCH_CHECK_VALUE(num_heads > 0 && C % num_heads == 0, kOp, ": num_heads is ", num_heads, "; expected a divisor of ", C);
-    check_dtype(kOp, "qkv_weight", qkv_weight);
-    const auto dtype = qkv_weight.scalar_type();
-    check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
-    check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
-    check_tensor(kOp, "qkv_weight", qkv_weight, {3 * C, C}, dtype);
-    check_tensor(kOp, "qkv_bias", qkv_bias, {3 * C}, dtype);
-    check_tensor(kOp, "proj_weight", proj_weight, {C, C}, dtype);
-    check_tensor(kOp, "proj_bias", proj_bias, {C}, dtype);
-    check_tensor(kOp, "mask", mask_in, {B, N}, at::kBool);
-    if (drop_path_scale)
-      TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
-                        drop_path_scale->sizes(), "; expected [", B, "]");
-    x = x_in.contiguous();
-    a.N = N;
-    a.C = C;
-    a.heads = num_heads;
-    a.hd = C / num_heads;
-    a.Cp = round_up64(C);
-    a.hdp = round_up64(a.hd);
-    a.Np = round_up64(N);
-    a.Nr = (N + 31) / 32 * 32;
-    a.Qp = round_up64(3 * C);
-    a.eps = float(eps);
-    a.x_bf16 = x.scalar_type() == at::kBFloat16;
-    a.bf16 = bf16_products(compute);
-    products = x.options().dtype(a.bf16 ? at::kBFloat16 : at::kFloat);
-    a.x = x.const_data_ptr();
-    a.weights_dropout = dropout_args(kOp, seed, attn_dropout);
-    a.projection_dropout = dropout_args(kOp, seed, dropout);
-    gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
-    beta = padded_vector(norm_bias, C);
-    bproj = padded_vector(proj_bias, C);
+AttentionCall::AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                             const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias,
+                             int64_t num_heads, const OptionalTensor& qkv_bias, const OptionalTensor& mask_in,
+                             double attn_dropout, double dropout, const OptionalTensor& drop_path_scale,
+                             const OptionalTensor& seed, double eps, at::ScalarType compute) {
+  TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
+  check_dtype(kOp, "x", x_in);
+  check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
+  B = x_in.size(0);
+  const int64_t N = x_in.size(1), C = x_in.size(2);
+  TORCH_CHECK_VALUE(N > 0 && C > 0, kOp, ": x has shape ", x_in.sizes(), "; expected at least one token and one channel");
+  TORCH_CHECK_VALUE(num_heads > 0 && C % num_heads == 0, kOp, ": num_heads is ", num_heads, "; expected a divisor of ", C);
+  check_dtype(kOp, "qkv_weight", qkv_weight);
+  const auto dtype = qkv_weight.scalar_type();
+  check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
+  check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
+  check_tensor(kOp, "qkv_weight", qkv_weight, {3 * C, C}, dtype);
+  check_tensor(kOp, "qkv_bias", qkv_bias, {3 * C}, dtype);
+  check_tensor(kOp, "proj_weight", proj_weight, {C, C}, dtype);
+  check_tensor(kOp, "proj_bias", proj_bias, {C}, dtype);
+  check_tensor(kOp, "mask", mask_in, {B, N}, at::kBool);
+  if (drop_path_scale)
+    TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                      drop_path_scale->sizes(), "; expected [", B, "]");
+  x = x_in.contiguous();
+  a.N = N;
+  a.C = C;
+  a.heads = num_heads;
+  a.hd = C / num_heads;
+  a.Cp = round_up64(C);
+  a.hdp = round_up64(a.hd);
+  a.Np = round_up64(N);
+  a.Nr = (N + 31) / 32 * 32;
+  a.Qp = round_up64(3 * C);
+  a.eps = float(eps);
+  a.x_bf16 = x.scalar_type() == at::kBFloat16;
+  a.bf16 = bf16_products(compute);
+  products = x.options().dtype(a.bf16 ? at::kBFloat16 : at::kFloat);
+  a.x = x.const_data_ptr();
+  a.weights_dropout = dropout_args(kOp, seed, attn_dropout);
+  a.projection_dropout = dropout_args(kOp, seed, dropout);
+  gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
+  beta = padded_vector(norm_bias, C);
+  bproj = padded_vector(proj_bias, C);
+  bqkv = zeros(3 * a.heads * a.hdp);
+  if (qkv_bias) {
     bqkv = at::zeros({3 * a.heads, a.hdp}, at::kFloat);
-    if (qkv_bias) bqkv.narrow(1, 0, a.hd).copy_(qkv_bias->reshape({3 * a.heads, a.hd}));
-    a.gamma = gamma.const_data_ptr<float>();
-    a.beta = beta.const_data_ptr<float>();
-    a.bproj = bproj.const_data_ptr<float>();
-    a.bqkv = bqkv.const_data_ptr<float>();
-    if (mask_in) {
-      mask = mask_in->contiguous();
-      a.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
-    }
-    if (drop_path_scale) {
-      scale = drop_path_scale->to(at::kFloat).contiguous();
-      a.path_scale = scale.const_data_ptr<float>();
-    }
+    bqkv.narrow(1, 0, a.hd).copy_(qkv_bias->reshape({3 * a.heads, a.hd}));
   }
+  a.gamma = gamma.const_data_ptr<float>();
+  a.beta = beta.const_data_ptr<float>();
+  a.bproj = bproj.const_data_ptr<float>();
+  a.bqkv = bqkv.const_data_ptr<float>();
+  if (mask_in) {
+    mask = mask_in->contiguous();
+    a.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+  }
+  if (drop_path_scale) {
+    scale = drop_path_scale->to(at::kFloat).contiguous();
+    a.path_scale = scale.const_data_ptr<float>();
+  }
+}
 
-  std::vector<int64_t> qkv_shape(int64_t images) const { return {images, 3, a.heads, a.Nr, a.hdp}; }
-  std::vector<int64_t> o_shape(int64_t images) const { return {images, a.Nr, a.Cp}; }
-};
+namespace {
 
 // Work that is cut into `items`: whole images while every thread has one, the rows and heads of an image for the rest.
 void forward(const AttentionCall& call, bool keep) {

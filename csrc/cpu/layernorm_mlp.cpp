@@ -5,54 +5,7 @@
 // hidden columns at a time,
 //   h = y W1^T + b1    dz = s * mask * dout    dg = dz W2    dh = dg * mask * gelu'(h)
 //   dW1^T += y^T dh    dW2 += dz^T (mask * gelu(h))          dy = dout + dh W1     then LayerNorm's backward.
-#include <cstdint>
-
-#include "dropout.h"
-#include "isa.h"
-#include "scratch.h"
-
-namespace cct {
-
-struct MlpArgs {
-  int64_t N, C, F, Cp, Fp;  // tokens of an image; widths, and widths rounded up to whole panels
-  float eps;
-  bool x_bf16, bf16;                    // storage of x, out, dout, dx; products
-  const void* x;                        // (rows, C)
-  void* out;                            // (rows, C)
-  float *mean, *rstd;                   // (rows)
-  const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
-  const void *w1, *w2;                  // panels of fc1^T and fc2^T
-  const float* path_scale;              // (B) or null
-  DropoutArgs dropout;
-  // backward
-  const void *w1_back, *w2_back;  // panels of fc1 and fc2
-  const void* dout;
-  void* dx;
-  bool need_weights;
-};
-
-// Sums of one thread, zero at first.
-struct MlpGradients {
-  float* dw1;  // (panels of F, Cp, 64), transposed
-  float* dw2;  // (Cp, Fp)
-  float *db1, *db2, *dgamma, *dbeta;
-};
-
-constexpr int64_t kMlpRows = 128, kMlpTokens = 256;  // rows of a block, forward and backward
-
-[[maybe_unused]] static int64_t mlp_forward_scratch(const MlpArgs& a) {
-  return scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
-}
-[[maybe_unused]] static int64_t mlp_backward_scratch(const MlpArgs& a) {
-  const int64_t row = kMlpTokens * a.Cp, panel = kMlpTokens * 64;
-  return scratch_bytes({row, row, row, row, row, kMlpTokens * a.Fp, panel, panel, panel, panel, row, a.Cp, a.Cp, 2 * a.Cp});
-}
-
-CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g,
-                                             char* scratch))
-
-}  // namespace cct
+#include "layernorm_mlp.h"
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
 #include "elementwise.h"
@@ -75,10 +28,9 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
     const int64_t R = last - row < kMlpRows ? last - row : kMlpRows;
     for (int64_t i = 0; i < R; ++i) {
       float mean, rstd;
-      normalise_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.eps, z + i * a.Cp, mean, rstd);
-      a.mean[row + i] = mean;
-      a.rstd[row + i] = rstd;
-      affine(z + i * a.Cp, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+      layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z + i * a.Cp, y + i * a.Cp,
+                    mean, rstd);
+      if (a.mean) a.mean[row + i] = mean, a.rstd[row + i] = rstd;
     }
     for (int64_t p = 0; p < panels(a.F); ++p)
       product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.w1) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
@@ -228,69 +180,61 @@ void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, 
 
 #else  // ----------------------------------------------------------------------------------------- checks, threads,
        // registration
-#include "op.h"
-
 namespace cct {
-namespace {
 
-constexpr const char* kOp = "layernorm_mlp";
+static constexpr const char* kOp = "layernorm_mlp";
 
-// The arguments of one call, with the tensors that they point into.
-struct MlpCall {
-  MlpArgs a{};
-  at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
-  int64_t rows;
-
-  MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
-          const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,
-          const OptionalTensor& fc2_bias, double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed,
-          double eps, at::ScalarType compute) {
-    TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
-    check_dtype(kOp, "x", x_in);
-    check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
-    const int64_t B = x_in.size(0), C = x_in.size(2);
-    TORCH_CHECK_VALUE(fc1_weight.dim() == 2, kOp, ": fc1_weight has ", fc1_weight.dim(), " dimensions; expected 2");
-    const int64_t F = fc1_weight.size(0);
-    TORCH_CHECK_VALUE(C > 0 && F > 0, kOp, ": x has ", C, " channels and fc1_weight ", F, " rows; expected at least one");
-    check_dtype(kOp, "fc1_weight", fc1_weight);
-    const auto dtype = fc1_weight.scalar_type();
-    check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
-    check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
-    check_tensor(kOp, "fc1_weight", fc1_weight, {F, C}, dtype);
-    check_tensor(kOp, "fc1_bias", fc1_bias, {F}, dtype);
-    check_tensor(kOp, "fc2_weight", fc2_weight, {C, F}, dtype);
-    check_tensor(kOp, "fc2_bias", fc2_bias, {C}, dtype);
-    if (drop_path_scale)
-      TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
-                        drop_path_scale->sizes(), "; expected [", B, "]");
-    x = x_in.contiguous();
-    rows = B * x.size(1);
-    a.N = x.size(1);
-    a.C = C;
-    a.F = F;
-    a.Cp = round_up64(C);
-    a.Fp = round_up64(F);
-    a.eps = float(eps);
-    a.x_bf16 = x.scalar_type() == at::kBFloat16;
-    a.bf16 = bf16_products(compute);
-    a.x = x.const_data_ptr();
-    a.dropout = dropout_args(kOp, seed, dropout);
-    gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
-    beta = padded_vector(norm_bias, C);
-    b1 = padded_vector(fc1_bias, F);
-    b2 = padded_vector(fc2_bias, C);
-    w1 = pack_weight(fc1_weight, true, 0, a.bf16);
-    a.gamma = gamma.const_data_ptr<float>();
-    a.beta = beta.const_data_ptr<float>();
-    a.b1 = b1.const_data_ptr<float>();
-    a.b2 = b2.const_data_ptr<float>();
-    a.w1 = w1.const_data_ptr();
-    if (drop_path_scale) {
-      scale = drop_path_scale->to(at::kFloat).contiguous();
-      a.path_scale = scale.const_data_ptr<float>();
-    }
+MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                 const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,
+                 const OptionalTensor& fc2_bias, double dropout, const OptionalTensor& drop_path_scale,
+                 const OptionalTensor& seed, double eps, at::ScalarType compute) {
+  TORCH_CHECK_VALUE(x_in.dim() == 3, kOp, ": x has ", x_in.dim(), " dimensions; expected 3");
+  check_dtype(kOp, "x", x_in);
+  check_tensor(kOp, "x", x_in, x_in.sizes(), x_in.scalar_type());
+  const int64_t B = x_in.size(0), C = x_in.size(2);
+  TORCH_CHECK_VALUE(fc1_weight.dim() == 2, kOp, ": fc1_weight has ", fc1_weight.dim(), " dimensions; expected 2");
+  const int64_t F = fc1_weight.size(0);
+  TORCH_CHECK_VALUE(C > 0 && F > 0, kOp, ": x has ", C, " channels and fc1_weight ", F, " rows; expected at least one");
+  check_dtype(kOp, "fc1_weight", fc1_weight);
+  const auto dtype = fc1_weight.scalar_type();
+  check_tensor(kOp, "norm_weight", norm_weight, {C}, dtype);
+  check_tensor(kOp, "norm_bias", norm_bias, {C}, dtype);
+  check_tensor(kOp, "fc1_weight", fc1_weight, {F, C}, dtype);
+  check_tensor(kOp, "fc1_bias", fc1_bias, {F}, dtype);
+  check_tensor(kOp, "fc2_weight", fc2_weight, {C, F}, dtype);
+  check_tensor(kOp, "fc2_bias", fc2_bias, {C}, dtype);
+  if (drop_path_scale)
+    TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
+                      drop_path_scale->sizes(), "; expected [", B, "]");
+  x = x_in.contiguous();
+  rows = B * x.size(1);
+  a.N = x.size(1);
+  a.C = C;
+  a.F = F;
+  a.Cp = round_up64(C);
+  a.Fp = round_up64(F);
+  a.eps = float(eps);
+  a.x_bf16 = x.scalar_type() == at::kBFloat16;
+  a.bf16 = bf16_products(compute);
+  a.x = x.const_data_ptr();
+  a.dropout = dropout_args(kOp, seed, dropout);
+  gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
+  beta = padded_vector(norm_bias, C);
+  b1 = padded_vector(fc1_bias, F);
+  b2 = padded_vector(fc2_bias, C);
+  w1 = pack_weight(fc1_weight, true, 0, a.bf16);
+  a.gamma = gamma.const_data_ptr<float>();
+  a.beta = beta.const_data_ptr<float>();
+  a.b1 = b1.const_data_ptr<float>();
+  a.b2 = b2.const_data_ptr<float>();
+  a.w1 = w1.const_data_ptr();
+  if (drop_path_scale) {
+    scale = drop_path_scale->to(at::kFloat).contiguous();
+    a.path_scale = scale.const_data_ptr<float>();
   }
-};
+}
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,

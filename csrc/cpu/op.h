@@ -52,10 +52,18 @@ inline char* thread_scratch(size_t bytes) {
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 
-// A vector as float32, padded with zeros to a multiple of 64; zeros for none.
+// At least n zeros, for the biases that are not there.
+inline at::Tensor zeros(int64_t n) {
+  thread_local at::Tensor kept = at::zeros({4096}, at::kFloat);
+  return n <= kept.numel() ? kept : kept = at::zeros({n}, at::kFloat);
+}
+
+// A vector as float32, padded with zeros to a multiple of 64; zeros for none. Most need no copy.
 inline at::Tensor padded_vector(const OptionalTensor& v, int64_t n) {
+  if (!v) return zeros(round_up64(n));
+  if (n % 64 == 0 && v->scalar_type() == at::kFloat && v->is_contiguous()) return *v;
   at::Tensor out = at::zeros({round_up64(n)}, at::kFloat);
-  if (v) out.narrow(0, 0, n).copy_(*v);
+  out.narrow(0, 0, n).copy_(*v);
   return out;
 }
 

@@ -105,17 +105,49 @@ CCT_INLINE void store_part(T* p, Vec v, int n) {
   std::memcpy(p, part, n * sizeof(T));
 }
 
+CCT_INLINE Vec select(VecI mask, Vec yes, Vec no) { return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no)); }
+
+// The second operand where one is NaN.
+CCT_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+CCT_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return select(a < b, a, b);
+#endif
+}
+
 CCT_INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float part[kLanes];
   store(part, v);
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) part[i] += part[i + half];
   return part[0];
+#endif
 }
-
-CCT_INLINE Vec select(VecI mask, Vec yes, Vec no) { return (Vec)((mask & (VecI)yes) | (~mask & (VecI)no)); }
-CCT_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
-CCT_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+CCT_INLINE float highest(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float part[kLanes];
+  store(part, v);
+  for (int i = 1; i < kLanes; ++i) part[0] = part[i] > part[0] ? part[i] : part[0];
+  return part[0];
+#endif
+}
 
 // exp(x), relative error below 2e-7; 0 below -87.3, inf above 88.7. Cody-Waite reduction, degree-6 polynomial on |r| <= ln2/2.
 CCT_INLINE Vec exp(Vec x) {

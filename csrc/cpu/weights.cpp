@@ -35,7 +35,7 @@ void pack(const PackArgs& a, int64_t p) {
     const int64_t store_depth = K - k < kPanel ? K - k : kPanel;
     if (a.transposed) {  // the weight is B^T: its rows are the columns of the panel
       load_tile(weight + first * a.K + k, a.K, columns, depth, tile);
-      transpose_words(tile, kPanel / kGroup<T>, panel + k * kPanel, kPanel, kPanel, store_depth / kGroup<T>);
+      pack_columns(tile, kPanel, panel + k * kPanel, kPanel, store_depth);
     } else {
       load_tile(weight + k * a.columns + first, a.columns, depth, columns, tile);
       pack_rows(tile, kPanel, panel + k * kPanel, store_depth);

@@ -1,0 +1,107 @@
+// The arguments of the attention kernels, and of a call of the op: layernorm_attention.cpp has both, encoder.cpp uses them.
+#pragma once
+
+#include <cstdint>
+
+#include "dropout.h"
+#include "isa.h"
+#include "scratch.h"
+
+namespace cct {
+
+struct AttentionArgs {
+  int64_t N, C, heads, hd;      // tokens, channels, heads, head dim
+  int64_t Cp, hdp, Np, Nr, Qp;  // C, hd, N rounded up to 64; N to 32; 3C to 64
+  float eps;
+  bool x_bf16, bf16;  // storage of x, out, dout, dx; products
+  const void* x;      // (B, N, C)
+  void* out;
+  float *mean, *rstd;                        // (B, N), or null
+  const float *gamma, *beta, *bqkv, *bproj;  // padded with zeros; bqkv (3 * heads * hdp)
+  const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T
+  const uint8_t* mask;                       // (B, N) or null
+  const float* path_scale;                   // (B) or null
+  DropoutArgs weights_dropout, projection_dropout;
+  void *qkv, *o;  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
+  float* lse;     // (B, heads, N) or null
+  // backward
+  const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
+  const void* dout;
+  void* dx;
+  bool need_weights;
+};
+
+struct AttentionGradients {  // sums of one thread, zero at first
+  float* dwqkv;              // (panels of 3C, Cp, 64), transposed
+  float* dwproj;             // (Cp, Cp)
+  float *dbqkv, *dbproj, *dgamma, *dbeta;
+};
+
+constexpr int64_t kAttentionRows = 32;
+
+[[maybe_unused]] static int64_t attention_forward_scratch(const AttentionArgs& a) {  // of any of the three forward passes
+  return scratch_bytes({larger(kAttentionRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+}
+[[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
+  const int64_t image = a.Nr * a.Cp, head = a.Np * a.hdp, block = 32 * a.Np;
+  return scratch_bytes({image,
+                        image,
+                        a.heads * a.Nr * a.hdp,
+                        a.Nr * a.Qp,
+                        image,
+                        image,
+                        a.Nr * larger(a.Cp, a.hdp),
+                        a.Nr * 64,
+                        image,
+                        a.Qp,
+                        a.Cp,
+                        2 * a.Cp + a.Qp,
+                        head,
+                        head,
+                        head,
+                        head,
+                        head,
+                        a.Nr * a.Np,
+                        block,
+                        block,
+                        a.Np,
+                        a.Np,
+                        a.Np,
+                        32 * 64,
+                        32 * 64,
+                        a.Np * a.Np / 4});
+}
+
+CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
+                                    char* scratch))
+CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t head, int64_t first, int64_t last,
+                                     char* scratch))
+CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
+                                           char* scratch))
+CCT_DECLARE(void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch))
+
+}  // namespace cct
+
+#if !defined(CCT_ISA)
+#include "op.h"
+
+namespace cct {
+
+// The arguments of one call, with the tensors that they point into.
+struct AttentionCall {
+  AttentionArgs a{};
+  at::Tensor x, gamma, beta, bqkv, bproj, wqkv, wproj, mask, scale;
+  int64_t B;
+  at::TensorOptions products;
+
+  AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,
+                const OptionalTensor& qkv_bias, const OptionalTensor& mask_in, double attn_dropout, double dropout,
+                const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute);
+
+  std::vector<int64_t> qkv_shape(int64_t images) const { return {images, 3, a.heads, a.Nr, a.hdp}; }
+  std::vector<int64_t> o_shape(int64_t images) const { return {images, a.Nr, a.Cp}; }
+};
+
+}  // namespace cct
+#endif
