@@ -20,11 +20,13 @@ examples:
   cct train -c cct_2_3x2-cifar10 --data-dir ~/data   a recipe of the paper, see `cct recipes`
   cct train -c recipe.yaml --lr 1e-3                 the file gives defaults, flags override; keys are the flags with _ for -
   cct train --resume runs/digits-cct_2_3x2-2026-01-31-1
+  cct train -c recipe.yaml --eval-every 5 --target-top1 80      end at 80 % and say after how long
+  torchrun --nproc-per-node 4 -m cct train -c recipe.yaml       four processes share every batch, a GPU each if there are GPUs
 
 The run folder holds config.yaml, metrics.csv, metrics.jsonl, curve.png, best.safetensors, last.safetensors (each with a .json
 beside it) and resume.pt. A run may be stopped at any moment, with kill -9 too: --resume gives the same weights bit for bit as
-a run that was never stopped. Exit codes: 0 done, 1 the run cannot go on (loss not finite, disk full), 2 wrong usage or input,
-130 SIGINT, 143 SIGTERM (both after saving).
+a run that was never stopped; with another number of processes the same up to rounding. Exit codes: 0 done, 1 the run cannot
+go on (loss not finite, disk full, a process lost), 2 wrong usage or input, 130 SIGINT, 143 SIGTERM (both after saving).
 
 """
 

@@ -61,7 +61,8 @@ def resume(folder, overrides=None, *, log=None):
         log = log or _log(workers)
         with workers.together():
             setup = prepare(run_folder.restored_config(state, overrides), workers, pretrained=False)
-            run = Run(setup, Path(folder), log, workers)
+        run = Run(setup, Path(folder), log, workers)
+        with workers.together():
             run.load(state)
         run.files.metrics(run.rows)  # the run may have been killed just before it did
         if note:
