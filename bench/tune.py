@@ -14,30 +14,18 @@ import importlib
 import pkgutil
 import pprint
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 from unittest import mock
 
 import torch
 
-import cct_kernels
 from cct_kernels import testing
 
-from . import gpu_encoder, gpu_timing
-from .test_ops import MODELS, with_batch
+from . import gpu_timing
+from .tune_jobs import Job, jobs
 
 GAIN = 0.98  # a candidate must take less than this share of the time of the best so far
 ROUNDS = 15
-
-
-class Job(NamedTuple):
-    """Forward and backward of an op. dry(arch): its launches, on meta tensors; make(): its tensors on the GPU and the op."""
-
-    name: str
-    dtype: torch.dtype
-    dry: Callable
-    make: Callable
 
 
 @dataclass
@@ -82,50 +70,6 @@ def leaves(table, name, path=()):
         inner = leaves(value, name, (*path, key)) if isinstance(value, dict) else [Leaf(name, (*path, key), table)]
         found |= {(id(leaf.parent), leaf.path[-1]): leaf for leaf in inner}
     return list(found.values())
-
-
-def jobs(batch):
-    """The shapes of the models in both dtypes, with dropout too: what a leaf is timed by is the first of them that reads it."""
-    cases = [with_batch(case, batch) for case in testing.CASES if case.why.startswith(MODELS)]
-    for case in list(cases):
-        if "dropout" not in case.options and case.op in ("layernorm_attention", "layernorm_mlp"):
-            rates = {"dropout": 0.1} | ({} if case.op == "layernorm_mlp" else {"attn_dropout": 0.1})
-            shapes = case.shapes | {"seed": (2,)}
-            cases.append(testing.Case(case.op, case.name + "_dropout", case.why, shapes, case.options | rates))
-    cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0]
-    found = [_case_job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
-    random = {}, {"attn_dropout": 0.1, "drop_path": True}, {"attn_dropout": 0.1, "dropout": 0.1}
-    return found + [_encoder_job(sizes, max(batch, 256), rates) for sizes in gpu_encoder.SIZES.values() for rates in random]
-
-
-def _case_job(case, dtype):
-    def dry(arch):
-        from cct_kernels.triton import aot
-
-        aot.compiled(arch, case, dtype)
-
-    def make():
-        def op(**tensors):
-            return getattr(cct_kernels, case.op)(**tensors, **case.options, backend="triton")
-
-        return testing.make_inputs(case, dtype, "cuda"), op
-
-    return Job(f"{case} {str(dtype)[6:]}", dtype, dry, make)
-
-
-def _encoder_job(sizes, batch, rates):
-    """The whole encoder, of three blocks: the first, one between and the last."""
-    N, C, F, heads, _ = sizes
-
-    def dry(arch):
-        from cct_kernels.triton import aot
-
-        aot.compiled_encoder(arch, torch.bfloat16, batch, N, C, F, heads, **rates)
-
-    def make():
-        return gpu_encoder.call((N, C, F, heads, 3), batch, "cuda", backend="triton", **rates)
-
-    return Job(f"encoder-B{batch}_N{N}_C{C}" + "".join(f"_{rate}" for rate in rates), torch.bfloat16, dry, make)
 
 
 def assign(found, candidates, arch):
