@@ -47,8 +47,9 @@ figure svg { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; }
 svg text { font-family: inherit !important; }
 .wide { overflow-x: auto; margin: .8rem 0 0; }
-table { border-collapse: separate; border-spacing: 0; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
+table { border-collapse: separate; border-spacing: 0; font-size: .9375rem; line-height: 1.375rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3125rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; background: var(--head); }
 thead tr + tr th { font-weight: 400; color: var(--soft); font-size: .86rem; padding-top: 0; }
@@ -57,11 +58,11 @@ tr:not(.kinds) > th:first-child { text-align: left; position: sticky; left: 0; b
 thead tr:first-child > th:first-child { background: var(--head); font-weight: 600; }
 .left { text-align: left; } td.first, th.first { border-left: 1px solid var(--line); }
 td.ours { font-weight: 650; color: var(--ours); }
-small { display: block; font-weight: 400; color: var(--soft); font-size: .8rem; line-height: 1.25; }
+small { display: block; font-weight: 400; color: var(--soft); font-size: .8125rem; line-height: 1.125rem; }
 td.none { color: var(--soft); }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 @media (max-width: 40rem) { .size { display: none; }
-  body { padding: 1.5rem 1rem 4rem; } h1 { font-size: 1.6rem; } th, td { padding: .32rem .5rem; } }
+  body { padding: 1.5rem 1rem 4rem; } h1 { font-size: 1.6rem; } th, td { padding: .3125rem .5rem; } }
 """
 
 
