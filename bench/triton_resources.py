@@ -32,6 +32,8 @@ NAMES = [
     "seqpool-B3_N64_C128",
     "seqpool-B1_N196_C384",
 ]
+# Whole encoders: B, N, C, F, nh. Only their row segments are listed, the rest is in the rows of the two ops.
+ENCODERS = [(BATCH, 256, 256, 512, 4), (4 * BATCH, 64, 128, 128, 2)]
 # Of a multiprocessor: warps, shared memory (KiB; 1 a program is the system's own). 65536 registers, 32 programs (24 on sm_120).
 MULTIPROCESSOR = {"sm_80": (64, 164), "sm_86": (48, 100), "sm_90": (64, 228), "sm_100": (64, 228)}
 
@@ -55,23 +57,38 @@ def cases():
             yield replace(case, name=case.name + "_train", shapes=shapes, options=case.options | {"attn_dropout": 0.1})
 
 
+def encoders(arch):
+    """Pairs of a name and a launch: the row segments in inference and in training."""
+    for B, N, C, F, heads in ENCODERS:
+        ways = {"": {"backward": False}, "_train": {"attn_dropout": 0.1, "drop_path": True}}
+        ways |= {"_dropout": {"dropout": 0.1, "backward": False}}
+        for way, options in ways.items():
+            for launched in aot.compiled_encoder(arch, torch.bfloat16, B, N, C, F, heads, **options):
+                if launched.kernel.name.startswith("row_segment"):
+                    yield f"encoder-B{B}_N{N}_C{C}_F{F}_H{heads}{way}", launched
+
+
+def row(arch, dtype, case, launched):
+    used = aot.resources(launched.kernel)
+    return {
+        "arch": arch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "case": str(case),
+        "kernel": launched.kernel.name.removesuffix("_kernel"),
+        "programs": launched.programs,
+        **used,
+        "occupancy": round(occupancy(used, arch), 3),
+        "megabytes": round(launched.bytes / 1e6, 2),
+        "wgmma": "wgmma.mma_async" in launched.kernel.asm["ptx"],
+    }
+
+
 def rows():
     for arch in MULTIPROCESSOR:
         for dtype in (torch.bfloat16, torch.float32):
             for case in cases():
-                for launched in aot.compiled(arch, case, dtype):
-                    used = aot.resources(launched.kernel)
-                    yield {
-                        "arch": arch,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "case": str(case),
-                        "kernel": launched.kernel.name.removesuffix("_kernel"),
-                        "programs": launched.programs,
-                        **used,
-                        "occupancy": round(occupancy(used, arch), 3),
-                        "megabytes": round(launched.bytes / 1e6, 2),
-                        "wgmma": "wgmma.mma_async" in launched.kernel.asm["ptx"],
-                    }
+                yield from (row(arch, dtype, case, launched) for launched in aot.compiled(arch, case, dtype))
+        yield from (row(arch, torch.bfloat16, name, launched) for name, launched in encoders(arch))
 
 
 def main():

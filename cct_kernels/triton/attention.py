@@ -60,6 +60,14 @@ def _config(kind, qkv, N, head_dim, p):
 
 
 @triton.jit
+def _place(N, heads, BLOCK: tl.constexpr):
+    """Of this program: its head, counted over all images, their image, the number of the head in it, its first token."""
+    blocks = tl.cdiv(N, BLOCK)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    return head, head // heads, head % heads, tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
 def _load(ptr, offs_n, N, stride, offs_d, hd):
     mask = (offs_n < N)[:, None] & (offs_d < hd)[None, :]
     return tl.load(ptr + offs_n[:, None] * stride + offs_d[None, :], mask=mask, other=0.0)
@@ -93,10 +101,8 @@ def attention_forward_kernel(
     DROP: tl.constexpr, SITE: tl.constexpr, ONE_BLOCK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    blocks_q = tl.cdiv(N, BLOCK_Q)
-    head = (tl.program_id(0) // blocks_q).to(tl.int64)  # of all images
-    b, h = head // heads, head % heads
-    offs_q = tl.program_id(0) % blocks_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, b, h, first_q = _place(N, heads, BLOCK_Q)
+    offs_q = first_q + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
     qkv_ptr += b * N * 3 * C + h * hd
     if mask_ptr is not None:
@@ -173,10 +179,7 @@ def attention_backward_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys, over all queries; dq too if it holds every key."""
-    blocks_k = tl.cdiv(N, BLOCK_K)
-    head = (tl.program_id(0) // blocks_k).to(tl.int64)
-    b, h = head // heads, head % heads
-    first_k = tl.program_id(0) % blocks_k * BLOCK_K
+    head, b, h, first_k = _place(N, heads, BLOCK_K)
     offs_k = first_k + tl.arange(0, BLOCK_K)
     offs_d = tl.arange(0, BLOCK_D)
     qkv_ptr += b * N * 3 * C + h * hd
@@ -218,10 +221,8 @@ def attention_backward_dq_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries, over all keys."""
-    blocks_q = tl.cdiv(N, BLOCK_Q)
-    head = (tl.program_id(0) // blocks_q).to(tl.int64)
-    b, h = head // heads, head % heads
-    offs_q = tl.program_id(0) % blocks_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, b, h, first_q = _place(N, heads, BLOCK_Q)
+    offs_q = first_q + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, BLOCK_D)
     qkv_ptr += b * N * 3 * C + h * hd
     if mask_ptr is not None:

@@ -35,6 +35,20 @@ CONFIGS = {arch: _CONFIG for arch in launch.ARCHITECTURES}
 
 
 @triton.jit
+def _block(C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The pixels (64 bits) and channels of this program; the channels of the same pixels run side by side."""
+    blocks_c, pid = tl.cdiv(C, BLOCK_C), tl.program_id(0)
+    offs_p = (pid // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return offs_p, pid % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def _pixels(offs_p, H, W):
+    """Pixels of a batch as image, row and column."""
+    return offs_p // (H * W), (offs_p // W % H).to(tl.int32), (offs_p % W).to(tl.int32)
+
+
+@triton.jit
 def _im2col(
     x_ptr, b, r, c, inside, offs_k, H, W, Cin, K, stride_b, stride_c, stride_h, stride_w, KW, SH, SW, PH, PW
 ):  # fmt: skip
@@ -91,10 +105,8 @@ def conv_tokenizer_forward_kernel(
     QH: tl.constexpr, QW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, QPH: tl.constexpr, QPW: tl.constexpr,
     RELU: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    offs_p = (tl.program_id(0) // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    b, o, q = offs_p // (Ho * Wo), (offs_p // Wo % Ho).to(tl.int32), (offs_p % Wo).to(tl.int32)
+    offs_p, offs_c = _block(C, BLOCK_P, BLOCK_C)
+    b, o, q = _pixels(offs_p, Ho, Wo)
     best = tl.full((BLOCK_P, BLOCK_C), -float("inf"), tl.float32)
     winner = tl.full((BLOCK_P, BLOCK_C), NO_WINNER, tl.int32)
     for place in range(QH * QW):
@@ -122,10 +134,8 @@ def conv_tokenizer_pool_kernel(
     RELU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The maximum over the windows of a convolved image (B, Hc * Wc, C)."""
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    offs_p = (tl.program_id(0) // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    b, o, q = offs_p // (Ho * Wo), (offs_p // Wo % Ho).to(tl.int32), (offs_p % Wo).to(tl.int32)
+    offs_p, offs_c = _block(C, BLOCK_P, BLOCK_C)
+    b, o, q = _pixels(offs_p, Ho, Wo)
     best = tl.full((BLOCK_P, BLOCK_C), -float("inf"), tl.float32)
     winner = tl.full((BLOCK_P, BLOCK_C), NO_WINNER, tl.int32)
     for place in range(QH * QW):
@@ -145,10 +155,8 @@ def conv_tokenizer_unpool_kernel(
     QH: tl.constexpr, QW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, QPH: tl.constexpr, QPW: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    offs_m = (tl.program_id(0) // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    b, r, c = offs_m // (Hc * Wc), (offs_m // Wc % Hc).to(tl.int32), (offs_m % Wc).to(tl.int32)
+    offs_m, offs_c = _block(C, BLOCK_P, BLOCK_C)
+    b, r, c = _pixels(offs_m, Hc, Wc)
     value = _dconv(dout_ptr, winner_ptr, b, r, c, offs_m < M, offs_c, C, Ho, Wo, QH, QW, TH, TW, QPH, QPW)
     offs = offs_m[:, None] * C + offs_c[None, :]
     tl.store(dconv_ptr + offs, value.to(dconv_ptr.dtype.element_ty), mask=(offs_m < M)[:, None] & (offs_c < C)[None, :])
@@ -171,7 +179,7 @@ def conv_tokenizer_backward_weight_kernel(
     bias = tl.zeros((BLOCK_C,), tl.float32)
     for m in range(split * chunk, tl.minimum((split + 1) * chunk, M), BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)
-        b, r, c = offs_m // (Hc * Wc), (offs_m // Wc % Hc).to(tl.int32), (offs_m % Wc).to(tl.int32)
+        b, r, c = _pixels(offs_m, Hc, Wc)
         inside = offs_m < M
         g = _dconv(dout_ptr, winner_ptr, b, r, c, inside, offs_n, C, Ho, Wo, QH, QW, TH, TW, QPH, QPW)
         a = _im2col(x_ptr, b, r, c, inside, offs_k, H, W, Cin, K, stride_b, stride_c, stride_h, stride_w, KW, SH, SW, PH, PW)
@@ -190,10 +198,8 @@ def conv_tokenizer_col2im_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dx of some pixels and channels: the sum of dcol (B Hc Wc, K) over the at most ROWS x COLUMNS windows that read them."""
-    blocks_c = tl.cdiv(Cin, BLOCK_C)
-    offs_p = (tl.program_id(0) // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    b, y, x = offs_p // (H * W), (offs_p // W % H).to(tl.int32), (offs_p % W).to(tl.int32)
+    offs_p, offs_c = _block(Cin, BLOCK_P, BLOCK_C)
+    b, y, x = _pixels(offs_p, H, W)
     last_r, last_c = tl.minimum((y + PH) // SH, Hc - 1), tl.minimum((x + PW) // SW, Wc - 1)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for window in range(ROWS * COLUMNS):

@@ -2,14 +2,14 @@
 
 Between a layer's kernels only the stream (x and mid), qkv, o and the row statistics exist; training keeps them. Backward runs
 the same chain from the end, two kernels a layer beside the products that make the weight gradients. Where the row segment has
-no configuration (float32, wide rows, few rows) layernorm_attention and layernorm_mlp give the same tensors in turn.
+no configuration (float32, wide rows, few rows, dropout in backward) layernorm_attention and layernorm_mlp take turns and give
+the same tensors.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from .. import philox
 from ..encoder import Block
 from . import launch, layernorm_attention, layernorm_mlp, row_segment
 from .attention import attention_backward, attention_forward
@@ -171,11 +171,11 @@ def _backward_by_segments(config, dout, streams, parameters, num_heads, mask, ra
         norm1 = Norm(s.mean1, s.rstd1, block.norm1_weight, block.norm1_bias, eps)
         behind = streams[i + 1] if i + 1 < len(streams) else None
         dnext, h, da, dmid, do, dnorm, dnorm1 = row_segment.backward(
-            config, dqkv, dnext, behind, norm, following, s.mid, norm1, block, random.dropout, scales, seeds
+            config, dqkv, dnext, behind, norm, following, s.mid, norm1, block, scales
         )
-        weights(i, "fc2", dnext, h, branch_in=Branch(scales[1], seeds[1], random.dropout, philox.OUTPUT))
+        weights(i, "fc2", dnext, h, branch_in=Branch(scales[1]))
         weights(i, "fc1", da, s.mid, norm=norm1)
-        weights(i, "proj", dmid, s.o, branch_in=Branch(scales[0], seeds[0], random.dropout, philox.PROJECTION))
+        weights(i, "proj", dmid, s.o, branch_in=Branch(scales[0]))
         norms(i, "norm1", *dnorm1)
         if dqkv is not None:
             norms(i + 1, "norm", *dnorm)

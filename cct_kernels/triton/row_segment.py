@@ -205,10 +205,9 @@ def _layernorm_gradient(dy, xhat, rstd, weight_ptr, partial_ptr, offs_c, C):
 @triton.jit
 def row_segment_backward_kernel(
     dqkv_ptr, dnext_ptr, x_ptr, mid_ptr, norm_weight_ptr, qkv_weight_ptr, norm1_weight_ptr, norm1_bias_ptr,
-    w1_ptr, b1_ptr, w2_ptr, proj_weight_ptr, scale_ptr, mlp_scale_ptr, seed_ptr, mlp_seed_ptr,
+    w1_ptr, b1_ptr, w2_ptr, proj_weight_ptr, scale_ptr, mlp_scale_ptr,
     mean_ptr, rstd_ptr, mean1_ptr, rstd1_ptr, dout_ptr, h_ptr, da_ptr, dmid_ptr, do_ptr, partial_ptr, partial1_ptr,
-    M, C, F, tokens, keep_scale,
-    DROP: tl.constexpr, PROJECTION: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
+    M, C, F, tokens, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x is the stream behind the layer. partial, partial1 (programs, 2, C): shares of the weight and bias of LN and of LN1."""
@@ -241,7 +240,7 @@ def row_segment_backward_kernel(
     rstd, xhat = _saved_norm(mid_ptr, mean1_ptr, rstd1_ptr, offs_m, mask_m, offs_c, C)
     y = _affine(xhat, norm1_weight_ptr, norm1_bias_ptr, offs_c, C).to(w1_ptr.dtype.element_ty)
     # the drop-path factors are left to the narrower products
-    dz = _drop(dout, mlp_seed_ptr, rows, 0, keep_scale, OUTPUT, DROP, BLOCK_C).to(w2_ptr.dtype.element_ty)
+    dz = dout.to(w2_ptr.dtype.element_ty)
     dy = dout
     for f in range(0, F, BLOCK_F):
         offs_f = f + tl.arange(0, BLOCK_F)
@@ -249,10 +248,6 @@ def row_segment_backward_kernel(
         h, gradient = _gelu(_product_before(w1, y, M, PRECISION) + vector(b1_ptr, offs_f, F)[:, None])
         da = _product_before(tl.trans(_weight(w2_ptr, offs_c, C, offs_f, F, F, 1)), dz, M, PRECISION)
         da *= _scale(mlp_scale_ptr, rows, tokens) * gradient
-        if DROP > 0:
-            kept = tl.trans(keep(mlp_seed_ptr, HIDDEN, rows, f, DROP, BLOCK_F))
-            h = tl.where(kept, h * keep_scale, 0.0)
-            da = tl.where(kept, da * keep_scale, 0.0)
         da = da.to(da_ptr.dtype.element_ty)
         _store(h_ptr, h, offs_m, mask_m, offs_f, F)
         _store(da_ptr, da, offs_m, mask_m, offs_f, F)
@@ -260,11 +255,9 @@ def row_segment_backward_kernel(
     # again, from the cache: the registers were full
     rstd, xhat = _saved_norm(mid_ptr, mean1_ptr, rstd1_ptr, offs_m, mask_m, offs_c, C)
     dmid = _layernorm_gradient(dy, xhat, rstd, norm1_weight_ptr, _row(partial1_ptr, pid, 2 * C), offs_c, C)
-    dmid = dmid.to(dmid_ptr.dtype.element_ty)
     _store(dmid_ptr, dmid, offs_m, mask_m, offs_c, C)
 
-    dz = _drop(dmid.to(tl.float32), seed_ptr, rows, 0, keep_scale, PROJECTION, DROP, BLOCK_C)
-    dz = dz.to(proj_weight_ptr.dtype.element_ty)
+    dz = dmid.to(proj_weight_ptr.dtype.element_ty)
     for n in range(0, C, BLOCK_F):
         offs_n = n + tl.arange(0, BLOCK_F)
         w = tl.trans(_weight(proj_weight_ptr, offs_c, C, offs_n, C, C, 1))
@@ -315,11 +308,6 @@ def config(kind, x, compute, dropout):
     return found
 
 
-def _flags(dropout):
-    sites = {"PROJECTION": philox.PROJECTION, "HIDDEN": philox.HIDDEN, "OUTPUT": philox.OUTPUT}
-    return sites | {"DROP": threshold(dropout), "PRECISION": precision()}
-
-
 def forward(config, o, x, block, following, dropout, scales, seeds, eps, keep):
     """o (B * N, C) of the attention core, x (B, N, C) -> mid, the statistics of LN1, out, those of the next LN, its qkv.
 
@@ -334,12 +322,13 @@ def forward(config, o, x, block, following, dropout, scales, seeds, eps, keep):
     row_segment_forward_kernel[(triton.cdiv(B * N, config.rows),)](
         o, x, *block[3:], *(following[:3] if following else [None] * 3), *scales, *seeds,
         mid, out, qkv, mean1, rstd1, mean, rstd, B * N, C, block.fc1_weight.shape[0], N, eps, keep_scale(dropout),
-        **_flags(dropout), **config.constants(C),
+        DROP=threshold(dropout), PROJECTION=philox.PROJECTION, HIDDEN=philox.HIDDEN, OUTPUT=philox.OUTPUT,
+        PRECISION=precision(), **config.constants(C),
     )  # fmt: skip
     return mid, mean1, rstd1, out, mean, rstd, qkv
 
 
-def backward(config, dqkv, dnext, x, norm, following, mid, norm1, block, dropout, scales, seeds):
+def backward(config, dqkv, dnext, x, norm, following, mid, norm1, block, scales):
     """dout, h, da, dmid, do, and the gradients (2, C) of the weight and bias of LN, or None, and of LN1.
 
     dqkv: of the layer behind, with its parameters `following`, its input x and the statistics `norm`; None behind the last,
@@ -354,9 +343,9 @@ def backward(config, dqkv, dnext, x, norm, following, mid, norm1, block, dropout
     norm = norm or Norm(None, None, None, None)
     row_segment_backward_kernel[(programs,)](
         dqkv, dnext, x, mid, norm.weight, following.qkv_weight if following else None, norm1.weight, norm1.bias,
-        block.fc1_weight, block.fc1_bias, block.fc2_weight, block.proj_weight, *scales, *seeds,
+        block.fc1_weight, block.fc1_bias, block.fc2_weight, block.proj_weight, *scales,
         norm.mean, norm.rstd, norm1.mean, norm1.rstd, None if first else dout, h, da, dmid, do, partial, partial1,
-        B * N, C, F, N, keep_scale(dropout), **_flags(dropout), **config.constants(C),
+        B * N, C, F, N, PRECISION=precision(), **config.constants(C),
     )  # fmt: skip
     dnorm = None if first else sum_norm_partials(partial, torch.float32)
     return dout, h, da, dmid, do, dnorm, sum_norm_partials(partial1, torch.float32)
