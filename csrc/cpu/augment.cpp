@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "scratch.h"
 
 namespace cct {
 
@@ -34,6 +35,12 @@ struct AugmentArgs {
   int64_t C, H, W, steps;
   const uint8_t* fill;  // (C)
 };
+
+// Scratch of an image: a copy of it, and the buffers of a resize or a grey image.
+[[maybe_unused]] static int64_t augment_scratch(const AugmentArgs& a) {
+  const int64_t copy = (a.C * a.H * a.W + 3) / 4, rows = ((a.H + kTaps) * a.W + 3) / 4;
+  return larger(scratch_bytes({copy, a.W, kTaps * a.W, a.H, kTaps * a.H, a.W + kTaps, rows}), scratch_bytes({copy, a.H * a.W}));
+}
 
 // One image after normalisation; `fill` is the colour outside, 0 pixel, 1 rand, 2 const.
 struct FinishArgs {
@@ -411,12 +418,6 @@ void check_images(const char* op, const at::Tensor& images) {
   check_tensor(op, "images", images, images.sizes(), at::kByte);
 }
 
-// What the greediest operation takes, in at most eight buffers with their margins.
-size_t scratch_bytes(const AugmentArgs& a) {
-  const int64_t plane = a.H * a.W, resize = 4 * (1 + kTaps) * (a.H + 2 * a.W) + (a.H + kTaps) * a.W;
-  return a.C * plane + std::max(resize, 4 * plane) + 8 * (4096 + 256);
-}
-
 at::Tensor augment_pixels(const at::Tensor& images_in, const at::Tensor& codes_in, const at::Tensor& args_in,
                           const at::Tensor& fill_in) {
   check_images(kPixels, images_in);
@@ -439,7 +440,7 @@ at::Tensor augment_pixels(const at::Tensor& images_in, const at::Tensor& codes_i
   if (out.numel() == 0) return out;
   const AugmentArgs a{C, H, W, steps, fill.const_data_ptr<uint8_t>()};
   for_slices(B, [&](int64_t first, int64_t last, int64_t) {
-    char* scratch = thread_scratch(scratch_bytes(a));
+    char* scratch = thread_scratch(augment_scratch(a));
     for (int64_t b = first; b < last; ++b)
       CCT_CALL(augment_image, a, code + b * steps, args.const_data_ptr<double>() + b * steps * kArguments,
                images.const_data_ptr<uint8_t>() + b * C * H * W, out.data_ptr<uint8_t>() + b * C * H * W, scratch);
