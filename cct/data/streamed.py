@@ -7,6 +7,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,14 +49,15 @@ class Frame:
         image = open_image(picture.where, self.channels, picture.content)
         return as_array(fit(image, self.size, self.interpolation, crop_pct))
 
-    def read_crop(self, picture: Picture, augment: Augment, seed: int, epoch: int, index: int):
-        """The random resized crop of `augment`, cut from the picture at its own size, with its mirror images."""
+    def read_crop(self, picture: Picture, augment: Augment, words: torch.Tensor):
+        """The random resized crop of `augment`, cut from the picture at its own size, with its mirror images.
+
+        words: (1, 24), of the sample, from `crops.crop_words`.
+        """
         image = open_image(picture.where, self.channels, picture.content)
         hflip, vflip = (augment.hflip, augment.vflip) if augment.flip else (0.0, 0.0)
-        _, args = crops.resized_crop(
-            seed, epoch, torch.tensor([index]), image.size[::-1], augment.scale, augment.ratio, augment.train_interpolation,
-            hflip, vflip,
-        )  # fmt: skip
+        scale, ratio, interpolation = augment.scale, augment.ratio, augment.train_interpolation
+        _, args = crops.crop_by(words, image.size[::-1], scale, ratio, interpolation, hflip, vflip)
         top, left, height, width, *_ = (int(value) for value in args[0])
         filter = Image.Resampling.BILINEAR if args[0, FILTER] == BILINEAR else Image.Resampling.BICUBIC
         image = image.crop((left, top, left + width, top + height)).resize(self.size[::-1], filter)
@@ -102,22 +104,29 @@ class StreamedSplit:
 
         Raises DataError, when the batch is taken, for a picture that does not decode.
         """
+        indices = list(indices)
+        batches = ([self.pictures[i] for i in self._numbers(index)] for index in indices)
         if augment is None:
-            return None, self._batches(indices, lambda i: self.frame.read(self.pictures[i], self.frame.crop_pct))
+            return None, self._read([partial(self.frame.read, p, self.frame.crop_pct) for p in batch] for batch in batches)
         if augment.scale is None:
-            return augment, self._batches(indices, lambda i: self.frame.read(self.pictures[i]))
+            return augment, self._read([partial(self.frame.read, p) for p in batch] for batch in batches)
         rest = replace(augment, scale=None, crop_padding=0, flip=False)
-        return rest, self._batches(indices, lambda i: self.frame.read_crop(self.pictures[i], augment, seed, epoch, i))
+        # The words of a batch at once: one by one they cost as much as everything else that is drawn.
+        words = (crops.crop_words(seed, epoch, torch.as_tensor(self._numbers(index))).split(1) for index in indices)
+        return rest, self._read(
+            [partial(self.frame.read_crop, p, augment, word) for p, word in zip(*of_batch, strict=True)]
+            for of_batch in zip(batches, words, strict=True)
+        )
 
-    def _batches(self, indices, read):
-        """A batch for each of `indices`, in order; the next AHEAD ones are being read meanwhile."""
+    def _read(self, batches):
+        """The pixels of each of `batches`, lists of functions that read one picture; AHEAD of them are being read meanwhile."""
         pool = ThreadPoolExecutor(cores())
         running = deque()
         try:
-            for index in itertools.chain(indices, [None] * AHEAD):
-                if index is not None:
-                    running.append([pool.submit(read, i) for i in self._numbers(index)])
-                if running and (index is None or len(running) > AHEAD):
+            for batch in itertools.chain(batches, [None] * AHEAD):
+                if batch is not None:
+                    running.append([pool.submit(read) for read in batch])
+                if running and (batch is None or len(running) > AHEAD):
                     yield self._stack(running.popleft())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

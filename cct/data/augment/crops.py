@@ -38,8 +38,17 @@ def resized_crop(seed, epoch, index, size, scale, ratio, interpolation: str, hfl
 
     The first of 10 tries that fits into the image, else the largest central box within `ratio`; then the flips.
     """
+    return crop_by(crop_words(seed, epoch, index), size, scale, ratio, interpolation, hflip, vflip)
+
+
+def crop_words(seed, epoch, index) -> torch.Tensor:
+    """The random words of the resized crops of some samples, int64 (n, 24)."""
+    return draws.words_of(seed, epoch, draws.RESIZED_CROP, index, TRIES // 2 + 1)
+
+
+def crop_by(word, size, scale, ratio, interpolation: str, hflip: float, vflip: float):
+    """`resized_crop` from its words, for images of one size."""
     H, W = size
-    word = draws.words_of(seed, epoch, draws.RESIZED_CROP, index, TRIES // 2 + 1)
     area, aspect = word[:, :TRIES], word[:, TRIES : 2 * TRIES]
     height, width = _boxes(area, aspect, H * W, scale, ratio)
     height, width, found = _first(height, width, (height <= H) & (width <= W))
@@ -51,7 +60,7 @@ def resized_crop(seed, epoch, index, size, scale, ratio, interpolation: str, hfl
     turned = flips(places[:, 2], places[:, 3], hflip, vflip)
     top, left = torch.where(found, top, (H - h) // 2), torch.where(found, left, (W - w) // 2)
     columns = {0: top, 1: left, 2: height, 3: width, 5: turned, 6: filters(places[:, 2] & 1, interpolation)}
-    return step(RESIZE, columns, index)
+    return step(RESIZE, columns, word[:, 0])
 
 
 def _central(H, W, ratio):
