@@ -12,7 +12,7 @@ set -u
 cd "$(dirname "$0")/.."
 
 # stage:seconds at most. autotune compiles for minutes; in a whole run it gets what is left.
-STAGES="build:90 tests:120 sanitize:60 ops:100 training:110 inference:90 profile:30 latency:60 autotune:300"
+STAGES="build:110 tests:120 sanitize:60 ops:100 training:110 inference:90 profile:30 latency:60 autotune:300"
 TOTAL=${TOTAL:-530}
 OUT=${OUT:-bench/results}
 PYTHON=${PYTHON:-python3}
