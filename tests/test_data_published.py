@@ -119,10 +119,11 @@ def test_matlab_files(compressed):
         "labels": np.arange(1, 8190, dtype=np.uint16)[None], "text": "abc", "small": np.array([[3]], np.uint8),
         "X": rng.integers(0, 256, (3, 4, 2, 5), dtype=np.uint8), "cell": np.array([1, "a"], dtype=object),
         "whole": np.array([[1.0, -2.0]]), "signed": np.array([[-5], [7]], np.int64), "empty": np.zeros((0, 3), np.int32),
+        "ten_bytes_": np.arange(6, dtype=np.int8).reshape(2, 3),
     }  # fmt: skip
     buffer = io.BytesIO()
     savemat(buffer, content, do_compression=compressed)
-    names = ("labels", "small", "X", "whole", "signed", "empty")
+    names = ("labels", "small", "X", "whole", "signed", "empty", "ten_bytes_")
     for name, array in zip(names, read_mat(buffer.getvalue(), "file", *names), strict=True):
         assert np.array_equal(array, content[name]) and array.shape == content[name].shape and array.dtype.kind in "iu"
     as_bytes = struct.pack("<IIII", 6, 8, 6, 0) + struct.pack("<IIii", 5, 8, 1, 3) + struct.pack("<HHc3x", 1, 1, b"y")

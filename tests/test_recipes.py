@@ -75,6 +75,13 @@ def test_every_recipe_resolves_and_has_the_parameters_of_its_row():
     assert checked > 200
 
 
+def test_rows_without_seqpool_have_a_class_token():
+    for cell in recipes.cells("7"):
+        classifier = build(resolve({}, recipes.path(cell.recipe))).classifier
+        token = "noSeqPool" in cell.row or cell.row.startswith("ViT")
+        assert (classifier.class_emb is not None) == token != classifier.seq_pool, cell
+
+
 @pytest.mark.parametrize(("tuned", "rates"), [(False, (0.1, 0.0, 0.0)), (True, (0.0, 0.1, 0.1))])
 def test_table_9(tuned, rates):
     """Its two columns are the dropout rates of the rows of Tables 7 and 8."""
@@ -179,6 +186,8 @@ def test_the_folder_of_an_official_file_is_where_its_data_lie(tmp_path, capsys):
     file.write_text("dataset: imagenet\nepochs: 1\nwarmup_epochs: 0\n")
     (tmp_path / "data/train/only").mkdir(parents=True)
     assert main(["train", str(tmp_path / "data"), "-c", str(file)]) == 2
+    assert "data/train: found 1 folder of a class (only)" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "data"), "--dataset", "imagenet"]) == 2
     assert "data/train: found 1 folder of a class (only)" in capsys.readouterr().err
     file.write_text("dataset: flowers102\nval_split: valid\n")
     assert main(["train", str(tmp_path / "data/train"), "-c", str(file)]) == 2
