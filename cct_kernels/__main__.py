@@ -21,8 +21,8 @@ def lines(dtype=torch.float32):
     yield f"{'op':<21}{'device':<8}{'backend':<11}for {str(dtype).removeprefix('torch.')} tensors"
     for op in OPS:
         for device in ("cpu", "cuda"):
-            reasons = {backend: why_not(op, backend, device, dtype) for backend in TABLE.get((op, device), ())}
-            runs = next((backend for backend, reason in reasons.items() if reason is None), None)
+            reasons = {backend: why_not(op, backend, device, dtype) for backend in TABLE[op, device]}
+            runs = next(backend for backend, reason in reasons.items() if reason is None)
             for backend, reason in reasons.items():
                 if device == "cuda" and not torch.cuda.is_available() and backend == "reference":
                     reason = "no CUDA GPU (torch.cuda.is_available() is False)"

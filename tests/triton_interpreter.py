@@ -5,8 +5,6 @@ test_triton.py runs it in a process of its own. By hand: `TRITON_INTERPRET=1 pyt
 bfloat16 is absent: the interpreter computes it wrongly, without a word. Programs run one by one in numpy: small cases only.
 """
 
-import functools
-import importlib
 import os
 from dataclasses import replace
 
@@ -223,20 +221,23 @@ def test_encoder_parity(name, dtype, request):
         testing.assert_no_worse(f"{name} {key}", value, own[key], exact[key], dtype)
 
 
+def needs_cpu(op):
+    reason = dispatch.why_not(op, "cpu", "cpu", torch.float32)
+    if reason:
+        pytest.skip(f"{op} on the CPU: {reason}")
+
+
 def test_encoder_drops_what_the_cpu_drops(small_segments):
     """The same seed on two backends: outputs are equal but for rounding, so each mask is."""
-    if dispatch.machine_why_not("cpu"):
-        pytest.skip(dispatch.machine_why_not("cpu"))
+    needs_cpu("encoder")
     tensors, call = encoder_case("segments_train", torch.float32)
-    loop = functools.partial(importlib.import_module("cct_kernels.encoder")._loop, eps=1e-5, backend="cpu")
-    on_cpu = call(loop, **tensors)
+    on_cpu = call(lambda *args, **options: encoder(*args, **options, backend="cpu"), **tensors)
     torch.testing.assert_close(call(on_triton_encoder, **tensors), on_cpu, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", ["layernorm_mlp", "layernorm_attention"])
 def test_drops_what_the_cpu_drops(op):
-    if dispatch.machine_why_not("cpu"):
-        pytest.skip(dispatch.machine_why_not("cpu"))
+    needs_cpu(op)
     case = next(case for case in small_cases(op) if case.options.get("dropout"))
     tensors = make_inputs(case, torch.float32)
     on_cpu = getattr(cct_kernels, op)(**tensors, **case.options, backend="cpu")
