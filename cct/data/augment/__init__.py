@@ -49,8 +49,8 @@ class Augment:
     smoothing                 label smoothing of the soft targets that mixing makes
 
     Order, with `scale` as in timm: resized crop, flips, `aa` or jitter, mixing, normalisation, erasing. Without it, as in
-    the first official script: `aa` or jitter, crop, flips, and so on. Images with one channel pass through the colour
-    operations unchanged. Raises ValueError that names the field.
+    the first official script: `aa` or jitter, crop, flips, and so on. Colour (saturation) leaves grey images as they are; all
+    else is defined for them. Raises ValueError that names the field.
     """
 
     crop_padding: int = 4

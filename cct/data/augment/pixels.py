@@ -1,7 +1,7 @@
 """The operations of `program` as plain PyTorch over a whole batch: the specification of the C++ kernel, and the GPU form.
 
-Every sample goes through every family of operations that a step can hold, and keeps the result of its own; there is no look
-at the data from the host, so the work can be captured in a graph. Numbers are those of Pillow, in its order of operations.
+On a GPU every sample goes through every family of operations that a step can hold, and keeps the result of its own: there is
+no look at the data from the host, so the work can be captured in a graph. Numbers are those of Pillow, in its order.
 """
 
 from __future__ import annotations
@@ -18,24 +18,32 @@ PRECISION = 22  # bits behind the point of Pillow's resampling weights
 def apply(images: torch.Tensor, program: Program, fill: torch.Tensor) -> torch.Tensor:
     """uint8 (B, C, H, W) and the program of its samples -> uint8 (B, C, H, W); fill: uint8 (C,), what AFFINE finds outside."""
     for i, kinds in enumerate(program.kinds):
-        code, arg = program.codes[:, i].view(-1, 1, 1, 1), program.args[:, i]
+        codes, arg = program.codes[:, i], program.args[:, i]
+        families = (
+            ({SHIFT}, lambda x, a, _: flip(shift(x, a), a)),
+            ({RESIZE}, lambda x, a, _: flip(resize(x, a), a)),
+            ({AFFINE}, lambda x, a, _: affine(x, a, fill)),
+            ({COLOR}, lambda x, a, _: tones.blend(tones.grey(x).expand_as(x), x, a[:, 0])),
+            ({SHARPNESS}, lambda x, a, _: tones.blend(smooth(x), x, a[:, 0])),
+            (kinds & TONES, lambda x, a, code, kinds=kinds: tones.apply(x, a, code, kinds)),
+        )
         out = images
-        if SHIFT in kinds:
-            out = torch.where(code == SHIFT, flip(shift(images, arg), arg), out)
-        if RESIZE in kinds:
-            out = torch.where(code == RESIZE, flip(resize(images, arg), arg), out)
-        if AFFINE in kinds:
-            out = torch.where(code == AFFINE, affine(images, arg, fill), out)
-        if kinds & TONES:
-            table = tones.tables(images, code.view(-1, 1, 1), arg[:, 0].view(-1, 1, 1), kinds)
-            out = torch.where((code >= min(TONES)) & (code <= max(TONES)), tones.look_up(images, table), out)
-        if COLOR in kinds:
-            grey = tones.grey(images).expand_as(images)
-            out = torch.where(code == COLOR, tones.blend(grey, images, arg[:, 0]), out)
-        if SHARPNESS in kinds:
-            out = torch.where(code == SHARPNESS, tones.blend(smooth(images), images, arg[:, 0]), out)
+        for family, operation in families:
+            if family & kinds:
+                out = _on(images, arg, codes, (codes >= min(family)) & (codes <= max(family)), operation, out)
         images = out
     return images
+
+
+def _on(images, arg, codes, chosen, operation, out):
+    """`out` with the chosen samples (B,) replaced by operation(images, arg, codes).
+
+    On a CPU for those samples alone; on a GPU for all of them, since to find the chosen ones the host would have to wait.
+    """
+    if images.device.type != "cpu":
+        return torch.where(chosen.view(-1, 1, 1, 1), operation(images, arg, codes), out)
+    rows = chosen.nonzero()[:, 0]
+    return out.index_copy(0, rows, operation(images[rows], arg[rows], codes[rows])) if len(rows) else out
 
 
 def take(images, source, inside=None, fill=None):

@@ -7,6 +7,11 @@ import torch
 from . import program as p
 
 
+def apply(images, arg, code, kinds):
+    """Each image by the table of its operation; arg (B, 7), code (B,)."""
+    return look_up(images, tables(images, code.view(-1, 1, 1), arg[:, 0].view(-1, 1, 1), kinds))
+
+
 def look_up(images, table):
     """out[b, c, y, x] = table[b, c, images[b, c, y, x]]."""
     return table.gather(2, images.flatten(2).long()).view_as(images)
