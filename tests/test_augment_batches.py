@@ -131,7 +131,7 @@ def test_a_resumed_epoch_goes_on_with_the_same_bits(fields, monkeypatch):
     for start in (1, 4, 6):
         for (x, y), (u, v) in zip(run(split, fields, start=start), whole[start:], strict=True):
             assert torch.equal(x, u) and torch.equal(y, v)
-    monkeypatch.setattr(batches, "DRAWN_AHEAD", 17)  # whatever is drawn in advance
+    monkeypatch.setitem(batches.DRAWN_AHEAD, "cpu", 17)  # whatever is drawn in advance
     for (x, y), (u, v) in zip(run(split, fields), whole, strict=True):
         assert torch.equal(x, u) and torch.equal(y, v)
 
