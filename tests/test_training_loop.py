@@ -40,7 +40,7 @@ def digits():
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch, digits):
-    def load(name, data_dir, *, val_split, **others):
+    def load(name, data_dir, *, val_split=None, **others):
         val = digits.test.subset(slice(0, 20)) if val_split else None
         return dataclasses.replace(digits, val=val)
 

@@ -71,9 +71,15 @@ def test_seconds_count_from_process_start_and_through_resumes(tmp_path):
     assert before <= times[0] and times[0] + process_seconds() > times[1] >= times[0] + before and times[2] > times[1]
 
 
-def test_the_result_says_that_mirror_images_counted(tmp_path):
-    result = train(configure(tmp_path / "run", epochs=1, tta="flip"), log=Quiet())
+def test_the_result_says_that_mirror_images_counted(tmp_path, capsys):
+    result = train(configure(tmp_path / "run", epochs=1, tta="flip", lr=1e-2), log=Quiet())
     assert result.sentence.endswith("; each image evaluated with its mirror image")
+    printed = {}
+    for tta in ("none", "flip"):
+        assert main(["eval", str(result.folder), "--tta", tta, "--device", "cpu"]) == 0
+        printed[tta] = capsys.readouterr().out
+    assert f"loss {result.rows[0]['test_loss']:.4f} (40 images, each with its mirror image)" in printed["flip"]
+    assert f"loss {result.rows[0]['test_loss']:.4f}" not in printed["none"]
 
 
 def test_mirror_images_at_evaluation(digits):  # noqa: F811

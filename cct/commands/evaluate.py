@@ -24,6 +24,7 @@ def add(subparsers):
     parser.add_argument("--img-size", metavar="SIZE", type=int, help="side of the images, where not that of the training")
     parser.add_argument("--batch-size", metavar="N", type=int, default=256, help="images at a time (256)")
     parser.add_argument("--amp", nargs="?", const="bf16", default="off", metavar="off|bf16", help="mixed precision (off)")
+    parser.add_argument("--tta", default="none", metavar="none|flip", help="flip: mean over image and mirror image (none)")
     parser.add_argument("--fused", action="store_true", default=True, help="fused kernels where they run (the default)")
     parser.add_argument("--no-fused", dest="fused", action="store_false", help="plain PyTorch")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (auto)")
@@ -43,7 +44,7 @@ def run(args):
 
     from .checkpoint import open_checkpoint
 
-    amp = coerce("amp", args.amp)
+    amp, tta = coerce("amp", args.amp), coerce("tta", args.tta)
     device = choose_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(coerce("threads", args.threads))
@@ -65,13 +66,13 @@ def run(args):
     model.fused = args.fused
     result = evaluate(
         model.to(device), split, mean=spec.get("mean", data.mean), std=spec.get("std", data.std),
-        batch_size=coerce("batch_size", args.batch_size), device=device, amp=amp,
+        batch_size=coerce("batch_size", args.batch_size), device=device, amp=amp, tta=tta,
     )  # fmt: skip
     if args.json:
-        print(json.dumps({"checkpoint": args.checkpoint, "data": name, "split": args.split, **result}))
+        print(json.dumps({"checkpoint": args.checkpoint, "data": name, "split": args.split, "tta": tta, **result}))
         return
     top5 = f", top-5 {percent(result['top5'])}" if result["top5"] is not None else ""
-    images = f"{result['images']:,} images"
+    images = f"{result['images']:,} images{', each with its mirror image' if tta == 'flip' else ''}"
     print(f"{name} {args.split} top-1 {percent(result['top1'])}{top5}, loss {result['loss']:.4f} ({images})")
 
 
