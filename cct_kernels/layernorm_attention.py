@@ -102,13 +102,17 @@ def _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_he
     expect_optional(OP, "qkv_bias", qkv_bias, (3 * C,), x)
     expect_like(OP, "proj_weight", proj_weight, (C, C), x)
     expect_optional(OP, "proj_bias", proj_bias, (C,), x)
+    _check_mask(x, mask)
+
+
+def _check_mask(x, mask):
     if mask is None:
         return
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise ValueError(f"{OP}: mask is {got}; expected a torch.bool tensor, True for a valid token")
-    if tuple(mask.shape) != (B, N):
-        raise ValueError(f"{OP}: mask has shape {shape_text(mask.shape)}; expected {shape_text((B, N))}")
+    if tuple(mask.shape) != tuple(x.shape[:2]):
+        raise ValueError(f"{OP}: mask has shape {shape_text(mask.shape)}; expected {shape_text(x.shape[:2])}")
     if mask.device != x.device:
         raise ValueError(f"{OP}: mask is on {mask.device}; expected {x.device}, the device of x")
     expect_dense(OP, "mask", mask)

@@ -20,7 +20,7 @@ EXAMPLES = int(os.environ.get("CCT_FUZZ_EXAMPLES", 0))
 fuzz = settings(
     max_examples=EXAMPLES or 40, derandomize=not EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
-OPS = ("conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool")
+OPS = ("conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool")
 EXPECTED_ERRORS = (ValueError, BackendError)
 SIZES = st.sampled_from([0, 1, 1, 2, 2, 3, 5, 7, 16, 17, 33, 64, 65, 70])
 SMALL = st.sampled_from([0, 1, 1, 2, 3])
@@ -56,6 +56,29 @@ def layernorm_mlp_case(draw):
     biases = {"norm_bias": (C,), "fc1_bias": (F,), "fc2_bias": (C,)}
     given = {name: shape for name, shape in biases.items() if draw(FLAG)}
     return shapes | given, {"dropout": draw(RATES)} | dict.fromkeys(biases.keys() - given.keys())
+
+
+def encoder_case(draw):
+    """The tensors of all blocks by name, "<block>.<place>.<name>"; `call` puts them together."""
+    heads = draw(st.integers(1, 3))
+    B, N, C, F = draw(SMALL), draw(SIZES), draw(st.sampled_from([0, 1, 8, 33])) * heads, draw(SIZES)
+    sizes = {"norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C), "proj_weight": (C, C), "proj_bias": (C,)}
+    sizes |= {"norm1_weight": (C,), "norm1_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
+    sizes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
+    shapes = {"x": (B, N, C)} | ({"mask": (B, N)} if draw(FLAG) else {}) | ({"seed": (2,)} if draw(FLAG) else {})
+    for block in range(draw(st.integers(0, 2))):
+        shapes |= {f"{block}.{place:02d}.{name}": shape for place, (name, shape) in enumerate(sizes.items())}
+    return shapes, {"num_heads": heads, "attn_dropout": draw(RATES), "dropout": draw(RATES)}
+
+
+def call(op, arguments, module=cct_kernels):
+    function = getattr(module, op)
+    if op != "encoder":
+        return function(**arguments)
+    parts = sorted(name for name in arguments if "." in name)
+    blocks = [[arguments[name] for name in parts if name.startswith(f"{i}.")] for i in range(len(parts) // 11)]
+    rest = {name: value for name, value in arguments.items() if "." not in name}
+    return function(rest.pop("x"), blocks, **rest)
 
 
 def seqpool_case(draw):
@@ -99,7 +122,7 @@ def calls(draw, op):
 def reference_takes(op, tensors, options):
     """Whether plain PyTorch gives a result with at least one element per sample."""
     try:
-        return getattr(reference, op)(**tensors, **options)
+        return call(op, tensors | options, reference)
     except (RuntimeError, ValueError, ZeroDivisionError):
         return None
 
@@ -113,7 +136,7 @@ def test_any_sizes_strides_and_dtypes(op, data):
     context = torch.autocast("cpu", torch.bfloat16, enabled=data.draw(FLAG))
     try:
         with context:
-            out = getattr(cct_kernels, op)(**leaves, **options)
+            out = call(op, leaves | options)
     except EXPECTED_ERRORS:
         assert any(0 in t.shape for t in tensors.values()) or reference_takes(op, tensors, options) is None
         return
@@ -142,7 +165,7 @@ def test_a_nan_goes_where_plain_pytorch_takes_it(op, data):
         tensors[name].view(-1)[data.draw(st.integers(0, tensors[name].numel() - 1))] = float("nan")
     expected = reference_takes(op, tensors, options)
     try:
-        out = getattr(cct_kernels, op)(**tensors, **options)
+        out = call(op, tensors | options)
     except EXPECTED_ERRORS:
         return
     assert torch.equal(out.isnan(), expected.isnan())
@@ -182,13 +205,13 @@ def test_wrong_arguments(op, data):
     for name in sorted(data.draw(st.sets(st.sampled_from(sorted(arguments)), min_size=1, max_size=2))):
         arguments[name] = spoilt(data.draw, arguments[name])
     try:
-        out = getattr(cct_kernels, op)(**arguments)
+        out = call(op, arguments)
     except EXPECTED_ERRORS:
         return
     assert out.dtype == arguments["x"].dtype and out.device == arguments["x"].device
     if out.device.type == "cpu":
         plain = {n: v for n, v in arguments.items() if n != "backend"}
-        assert out.shape == getattr(reference, op)(**plain).shape
+        assert out.shape == call(op, plain, reference).shape
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -221,7 +244,8 @@ def native_calls():
         "layernorm_mlp": [x, *mlp, *saved["layernorm_mlp"][1:], True],
         "seqpool": [saved["seqpool"][0], *pool, *saved["seqpool"][1:]],
     }
-    return {f"{op}_{way}": calls[op] for way, calls in (("forward", forward), ("backward", backward)) for op in OPS}
+    both = ("forward", forward), ("backward", backward)
+    return {f"{op}_{way}": arguments for way, calls in both for op, arguments in calls.items()}
 
 
 @pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
