@@ -90,7 +90,7 @@ class _LayerNormAttention(torch.autograd.Function):
 
 def _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask):
     expect_tensor(OP, "x", x, ndim=3)
-    B, N, C = x.shape
+    _, N, C = x.shape
     if N == 0 or C == 0:
         raise ValueError(f"{OP}: x has shape {shape_text(x.shape)}; expected at least one token and one channel")
     expect_int(OP, "num_heads", num_heads, 1)

@@ -145,7 +145,7 @@ def test_fullgraph_compile():
         (lambda x, b: (x, [block[:10] for block in b]), r"encoder: blocks\[0\] has 10 tensors; expected norm_weight"),
         (lambda x, b: (x, [(*block[:9], None, block[10]) for block in b]), "fc2_weight is NoneType"),
         (lambda x, b: (x[..., :9], b), "norm_weight has shape"),
-        (lambda x, b: (x, [tuple(t.double() for t in block) for block in b]), "qkv_weight has dtype"),
+        (lambda x, b: (x, [tuple(t.double() for t in block) for block in b]), "norm_weight has dtype"),
     ],
 )
 def test_bad_input(change, message):
