@@ -1,12 +1,14 @@
 """What each Triton kernel asks of a GPU, from compilation alone: registers, shared memory, occupancy, bytes.
 
-    python bench/triton_resources.py        writes bench/results/triton_resources.json and .md
+    python bench/triton_resources.py            writes bench/results/triton_resources.json and .md
+    python bench/triton_resources.py encoder    makes only the rows again whose case begins so; the others stay
 
 No GPU is needed and nothing is timed. One row for each distinct kernel that the shapes of the paper launch with batch 128.
 Occupancy: warps that fit a multiprocessor over the most it can hold. MB: the tensors a launch is given, each counted once.
 """
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,16 +85,24 @@ def row(arch, dtype, case, launched):
     }
 
 
-def rows():
+def rows(prefix):
     for arch in MULTIPROCESSOR:
         for dtype in (torch.bfloat16, torch.float32):
-            for case in cases():
+            for case in (case for case in cases() if str(case).startswith(prefix)):
                 yield from (row(arch, dtype, case, launched) for launched in aot.compiled(arch, case, dtype))
-        yield from (row(arch, torch.bfloat16, name, launched) for name, launched in encoders(arch))
+        if "encoder".startswith(prefix):
+            yield from (row(arch, torch.bfloat16, name, launched) for name, launched in encoders(arch))
 
 
-def main():
-    table = list(rows())
+def kept(prefix):
+    """The rows of the last time that are not made again."""
+    path = RESULTS / "triton_resources.json"
+    lines = path.read_text().splitlines()[1:] if prefix and path.exists() else []
+    return [r for r in map(json.loads, lines) if not r["case"].startswith(prefix)]
+
+
+def main(prefix=""):
+    table = kept(prefix) + list(rows(prefix))
     RESULTS.mkdir(exist_ok=True)
     versions = {"triton": triton.__version__, "torch": torch.__version__}
     with open(RESULTS / "triton_resources.json", "w") as file:
@@ -124,4 +134,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

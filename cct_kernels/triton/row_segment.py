@@ -291,7 +291,7 @@ _HOPPER = {
     "backward": {128: Config(32, 64, 64, 8, 2), 256: Config(32, 64, 32, 8, 2)},
 }
 _BLACKWELL = {
-    "forward": {128: Config(64, 64, 64, 8, 2), 256: Config(64, 64, 32, 8, 1)},
+    "forward": {128: Config(64, 64, 64, 8, 2), 256: Config(32, 64, 64, 8, 2)},
     "backward": {128: Config(64, 64, 64, 8, 1)},
 }
 CONFIGS = {"sm_80": {}, "sm_86": {}, "sm_90": _HOPPER, "sm_100": _BLACKWELL}
