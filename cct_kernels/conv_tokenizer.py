@@ -43,7 +43,8 @@ def conv_tokenizer(
         return reference.conv_tokenizer(x, weight, bias, stride=stride, padding=padding, relu=relu, pool=pool, tokens=tokens)
     window = (*pool[0], *pool[1], *pool[2]) if pool is not None else (1, 1, 1, 1, 0, 0)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    out = _ConvTokenizer.apply(x, weight, bias, stride, padding, relu, window, compute_dtype(x), keep, backend)
+    options = x, weight, bias, stride, padding, relu, window, compute_dtype(x), keep
+    out = _ConvTokenizer.apply(*options, backend) if torch.is_grad_enabled() else kernels(OP, backend)[0](*options)[0]
     if tokens:
         return out
     size = _output_size(x.shape[2:], weight.shape[2:], stride, padding)

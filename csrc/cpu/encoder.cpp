@@ -24,13 +24,19 @@ struct Layer {
   Layer(const at::Tensor& x, at::TensorList t, int64_t num_heads, const OptionalTensor& mask, double eps,
         at::ScalarType compute)
       : attention(x, t[0], t[1], t[2], t[3], t[4], num_heads, {}, mask, 0.0, 0.0, {}, {}, eps, compute),
-        mlp(x, t[5], t[6], t[7], t[8], t[9], t[10], 0.0, {}, {}, eps, compute) {
+        mlp(x, t[5], t[6], t[7], t[8], t[9], t[10], 0.0, {}, {}, eps, compute) {}
+
+  static constexpr int kWeights[] = {2, 3, 7, 9};  // of the tensors of a block
+
+  void pack(at::TensorList t, const uint64_t* checksums) {
     AttentionArgs& a = attention.a;
-    attention.wqkv = pack_weight(t[2], true, a.hd, a.bf16);
-    attention.wproj = pack_weight(t[3], true, 0, a.bf16);
-    mlp.w2 = pack_weight(t[9], true, 0, mlp.a.bf16);
+    attention.wqkv = pack_weight(t[2], true, a.hd, a.bf16, checksums[0]);
+    attention.wproj = pack_weight(t[3], true, 0, a.bf16, checksums[1]);
+    mlp.w1 = pack_weight(t[7], true, 0, a.bf16, checksums[2]);
+    mlp.w2 = pack_weight(t[9], true, 0, a.bf16, checksums[3]);
     a.wqkv = attention.wqkv.const_data_ptr();
     a.wproj = attention.wproj.const_data_ptr();
+    mlp.a.w1 = mlp.w1.const_data_ptr();
     mlp.a.w2 = mlp.w2.const_data_ptr();
   }
 };
@@ -120,6 +126,12 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
   e.layers.reserve(blocks.size() / kTensors);
   for (size_t i = 0; i < blocks.size(); i += kTensors)
     e.layers.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
+  std::vector<at::Tensor> weights;
+  for (size_t i = 0; i < blocks.size(); i += kTensors)
+    for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);
+  const std::vector<uint64_t> hashes = checksums(weights);
+  for (size_t l = 0; l < e.layers.size(); ++l)
+    e.layers[l].pack(blocks.slice(l * kTensors, kTensors), hashes.data() + l * std::size(Layer::kWeights));
   at::Tensor out = pooled_empty(x.sizes(), x.scalar_type());
   const AttentionArgs& a = e.layers[0].attention.a;
   const int64_t B = x.size(0), threads = at::get_num_threads(), product = a.bf16 ? 2 : 4;

@@ -222,12 +222,10 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
   beta = padded_vector(norm_bias, C);
   b1 = padded_vector(fc1_bias, F);
   b2 = padded_vector(fc2_bias, C);
-  w1 = pack_weight(fc1_weight, true, 0, a.bf16);
   a.gamma = gamma.const_data_ptr<float>();
   a.beta = beta.const_data_ptr<float>();
   a.b1 = b1.const_data_ptr<float>();
   a.b2 = b2.const_data_ptr<float>();
-  a.w1 = w1.const_data_ptr();
   if (drop_path_scale) {
     scale = drop_path_scale->to(at::kFloat).contiguous();
     a.path_scale = scale.const_data_ptr<float>();
@@ -243,7 +241,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
   MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
                compute);
   MlpArgs& a = call.a;
+  call.w1 = pack_weight(fc1_weight, true, 0, a.bf16);
   call.w2 = pack_weight(fc2_weight, true, 0, a.bf16);
+  a.w1 = call.w1.const_data_ptr();
   a.w2 = call.w2.const_data_ptr();
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
@@ -270,8 +270,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
+  call.w1 = pack_weight(fc1_weight, true, 0, a.bf16);
   call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
   call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
+  a.w1 = call.w1.const_data_ptr();
   a.w1_back = call.w1_back.const_data_ptr();
   a.w2_back = call.w2_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "../check.h"
 #include "dropout.h"
@@ -51,6 +52,8 @@ inline char* thread_scratch(size_t bytes) {
 
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
+at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
+std::vector<uint64_t> checksums(at::TensorList weights);  // by all threads at once
 
 // At least n zeros, for the biases that are not there.
 inline at::Tensor zeros(int64_t n) {

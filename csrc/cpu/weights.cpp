@@ -137,30 +137,43 @@ struct KeyHash {
 std::mutex g_lock;
 std::unordered_map<Key, Packed, KeyHash> g_packed;
 
-uint64_t checksum(const at::Tensor& weight) {
-  const uint32_t* words = static_cast<const uint32_t*>(weight.const_data_ptr());
-  const int64_t n = int64_t(weight.nbytes()) / 4;
-  constexpr int64_t kPiece = 16384;  // words
-  const int64_t pieces = (n + kPiece - 1) / kPiece;
-  std::vector<uint64_t> part(pieces);
-  at::parallel_for(0, pieces, 4, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i)
-      part[i] = CCT_CALL(checksum_words, words + i * kPiece, std::min(kPiece, n - i * kPiece));
-  });
-  uint64_t hash = 0;
-  for (uint64_t p : part) hash = (hash ^ p) * 1099511628211ull;
-  if (weight.nbytes() % 4)  // an odd number of bfloat16
-    hash += *(static_cast<const uint16_t*>(weight.const_data_ptr()) + weight.numel() - 1) * 2654435761ull;
-  return hash;
+bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions
+  return !weight.is_inference() && weight.is_contiguous() && weight.numel() > 0;
 }
 
 }  // namespace
 
+std::vector<uint64_t> checksums(at::TensorList weights) {
+  struct Piece {
+    const uint32_t* words;
+    int64_t n;
+    size_t weight;
+  };
+  constexpr int64_t kPiece = 16384;  // words
+  std::vector<Piece> pieces;
+  for (size_t w = 0; w < weights.size(); ++w) {
+    const int64_t n = is_kept(weights[w]) ? int64_t(weights[w].nbytes()) / 4 : 0;
+    const uint32_t* words = static_cast<const uint32_t*>(weights[w].const_data_ptr());
+    for (int64_t i = 0; i < n; i += kPiece) pieces.push_back({words + i, std::min(kPiece, n - i), w});
+  }
+  std::vector<uint64_t> part(pieces.size()), hash(weights.size());
+  at::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) part[i] = CCT_CALL(checksum_words, pieces[i].words, pieces[i].n);
+  });
+  for (size_t i = 0; i < pieces.size(); ++i) hash[pieces[i].weight] = (hash[pieces[i].weight] ^ part[i]) * 1099511628211ull;
+  for (size_t w = 0; w < weights.size(); ++w)
+    if (is_kept(weights[w]) && weights[w].nbytes() % 4)  // an odd number of bfloat16
+      hash[w] += *(static_cast<const uint16_t*>(weights[w].const_data_ptr()) + weights[w].numel() - 1) * 2654435761ull;
+  return hash;
+}
+
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16) {
-  if (weight.is_inference() || !weight.is_contiguous() || weight.numel() == 0)  // inference tensors count no versions
-    return pack(weight, transposed, group, bf16);
+  return pack_weight(weight, transposed, group, bf16, checksums(weight)[0]);
+}
+
+at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t values) {
+  if (!is_kept(weight)) return pack(weight, transposed, group, bf16);
   const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 4 + bf16 * 2 + transposed, group};
-  const uint64_t values = checksum(weight);
   const int64_t version = weight._version();
   c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
   {
