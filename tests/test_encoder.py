@@ -131,6 +131,14 @@ def test_hooks_on_a_block_are_called():
     assert seen == [(2, 16, 128)]
 
 
+def test_a_block_in_another_mode_runs_in_its_own():
+    model = create_model("cct_2_3x2", img_size=16, attention_dropout=0.5, stochastic_depth=0.5)
+    for block in model.classifier.blocks:
+        block.eval()
+    x = torch.randn(2, 3, 16, 16)
+    assert model.training and torch.equal(model(x), model(x))
+
+
 def test_fullgraph_compile():
     x, blocks, options = make("narrow", torch.float32)
     with torch.no_grad():

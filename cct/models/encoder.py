@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cct_kernels import encoder, layernorm_attention, layernorm_mlp, seqpool
+from cct_kernels import encoder, seqpool
+from cct_kernels.calls import draw_drop_path
 from cct_kernels.checks import expect_int, expect_probability
 
 from .positional import KINDS, sine_table
@@ -41,16 +42,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x, mask=None, backend=None):
         """x (B, N, C); mask (B, N) bool, True for a valid token, or None."""
-        norm, attention, dropout = self.pre_norm, self.self_attn, self.dropout if self.training else 0.0
-        x = layernorm_attention(
-            x, norm.weight, norm.bias, attention.qkv.weight, attention.proj.weight, attention.proj.bias,
-            num_heads=self.num_heads, mask=mask, attn_dropout=self.attention_dropout if self.training else 0.0,
-            dropout=dropout, drop_path_scale=self._drop_path_scale(x), backend=backend,
-        )  # fmt: skip
-        return layernorm_mlp(
-            x, self.norm1.weight, self.norm1.bias, self.linear1.weight, self.linear1.bias, self.linear2.weight,
-            self.linear2.bias, dropout=dropout, drop_path_scale=self._drop_path_scale(x), backend=backend,
-        )  # fmt: skip
+        return run_blocks([self], x, mask, backend)
 
     def tensors(self):
         """The parameters in the order of `cct_kernels.encoder.Block`."""
@@ -59,12 +51,6 @@ class EncoderBlock(nn.Module):
             self.pre_norm.weight, self.pre_norm.bias, attention.qkv.weight, attention.proj.weight, attention.proj.bias,
             self.norm1.weight, self.norm1.bias, self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias,
         )  # fmt: skip
-
-    def _drop_path_scale(self, x):
-        if not self.training or self.drop_path == 0.0:
-            return None
-        keep = 1.0 - self.drop_path
-        return x.new_empty(x.shape[0]).bernoulli_(keep).div_(keep)
 
     def attention_map(self, x, mask=None):
         """softmax(q k^T / sqrt(hd)) of this block on its input x: (B, nh, N, N), in plain PyTorch."""
@@ -75,6 +61,16 @@ class EncoderBlock(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~(mask[:, None, :, None] & mask[:, None, None, :]), -torch.finfo(scores.dtype).max)
         return scores.softmax(-1)
+
+
+def run_blocks(blocks, x, mask=None, backend=None):
+    """x (B, N, C) through `EncoderBlock`s of one model, which share everything but their weights and their drop_path."""
+    first, rates = blocks[0], [block.drop_path for block in blocks]
+    attn_dropout, dropout = (first.attention_dropout, first.dropout) if first.training else (0.0, 0.0)
+    return encoder(
+        x, [block.tensors() for block in blocks], num_heads=first.num_heads, mask=mask, attn_dropout=attn_dropout,
+        dropout=dropout, drop_path_scales=draw_drop_path(x, rates) if first.training and any(rates) else None, backend=backend,
+    )  # fmt: skip
 
 
 class TransformerClassifier(nn.Module):
@@ -145,23 +141,11 @@ class TransformerClassifier(nn.Module):
         """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""
         x, mask = self.embed(x, mask)
         checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
-        if checkpointed or any(_is_watched(block) for block in self.blocks):
+        if checkpointed or any(_is_special(block) or block.training != self.training for block in self.blocks):
             for block in self.blocks:
                 x = checkpoint(block, x, mask, backend, use_reentrant=False) if checkpointed else block(x, mask, backend)
             return x
-        first = self.blocks[0]
-        return encoder(
-            x, [block.tensors() for block in self.blocks], num_heads=first.num_heads, mask=mask,
-            attn_dropout=first.attention_dropout if self.training else 0.0, dropout=first.dropout if self.training else 0.0,
-            drop_path_scales=self._drop_path_scales(x), backend=backend,
-        )  # fmt: skip
-
-    def _drop_path_scales(self, x):
-        """(L, 2, B), or None where no block drops; drawn on the device, without a copy from the host."""
-        if not self.training or not any(block.drop_path for block in self.blocks):
-            return None
-        keeps = [1.0 - block.drop_path for block in self.blocks]
-        return torch.stack([x.new_empty(2, x.shape[0]).bernoulli_(keep).div_(keep) for keep in keeps])
+        return run_blocks(self.blocks, x, mask, backend)
 
     def pool(self, x, backend=None, *, normalised):
         """(B, N, C) -> (B, C); the final LayerNorm is applied on the way unless x is `normalised` already."""
@@ -174,7 +158,7 @@ class TransformerClassifier(nn.Module):
         return self.fc(self.pool(self.encode(x, mask, backend), backend, normalised=False))
 
 
-def _is_watched(block):
+def _is_special(block):
     """Whether somebody looks at what goes in and out of this block, or put another module in its place."""
     return type(block) is not EncoderBlock or block._forward_hooks or block._forward_pre_hooks or block._backward_hooks
 
