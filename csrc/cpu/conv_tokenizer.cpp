@@ -259,25 +259,9 @@ struct Keys<BFloat16> {
 };
 #endif
 
-// Taps between lanes and bytes; GCC 12 makes single elements of __builtin_convertvector here.
-CCT_INLINE VecI load_taps(const uint8_t* p) {
-#if defined(__AVX512F__)
-  return (VecI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(__AVX2__)
-  return (VecI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-#else
-  return VecI{p[0], p[1], p[2], p[3]};
-#endif
-}
-CCT_INLINE void store_taps(uint8_t* p, VecI taps) {
-#if defined(__AVX512F__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)taps));
-#else
-  for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(taps[i]);
-#endif
-}
+using cct::CCT_ISA::store_bytes;  // beside the one for halves
 #if defined(CCT_BF16_PRODUCT)
-CCT_INLINE void store_taps(uint8_t* p, Keys<BFloat16>::Vector taps) {
+CCT_INLINE void store_bytes(uint8_t* p, Keys<BFloat16>::Vector taps) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi16_epi8((__m512i)taps));
 }
 #endif
@@ -326,7 +310,7 @@ CCT_INLINE void pool_pixel(const ConvArgs& a, const T* window, int64_t row_strid
     for (int v = 0; v < kCount; ++v) {
       if (kWinner) {
         if (a.relu) where[v] = best[v] == 0 ? Key{} + Lane(kNoWinner) : where[v];
-        store_taps(winner + c0 + v * kKeys, where[v]);
+        store_bytes(winner + c0 + v * kKeys, where[v]);
       }
       if (!a.relu) best[v] = turn_negative<T>(best[v]);
       std::memcpy(static_cast<void*>(line + c0 + v * kKeys), &best[v], sizeof best[v]);
@@ -403,7 +387,7 @@ CCT_INLINE void gather(const ConvArgs& a, const Source<X>* sources, int n, T* d,
     for (int s = 0; s < count && c < a.C; ++s) {
       const X* from = sources[s].dout + c;
       Vec v = c + kLanes <= a.C ? load(from) : load_part(from, int(a.C - c));
-      if (a.winner) v = select(load_taps(sources[s].winner + c) == sources[s].tap, v, Vec{});
+      if (a.winner) v = select(load_bytes(sources[s].winner + c) == sources[s].tap, v, Vec{});
       total += v;
     }
     store(d + c, total);

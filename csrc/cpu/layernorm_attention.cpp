@@ -191,8 +191,7 @@ CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, 
       dropout.words(VecU{} + uint32_t(c), row, word);
       for (int w = 0; w < 4; ++w) {
         const VecI kept = (VecI)(word[w] >= VecU{} + dropout.threshold);
-        uint8_t* out = keep + (c / 16 * 64 + c % 16 + 16 * w) * a.Np + i;
-        for (int l = 0; l < kLanes; ++l) out[l] = uint8_t(kept[l] & 1);
+        store_bytes(keep + (c / 16 * 64 + c % 16 + 16 * w) * a.Np + i, kept & 1);
       }
     }
   }
@@ -267,10 +266,7 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
           if (!key_valid) p = p * (1.f - valid);
           Vec kept = p;
           if (dropout.active()) {
-            typedef uint8_t VecB __attribute__((vector_size(kLanes)));
-            VecB bytes;
-            std::memcpy(&bytes, w.keep + (j + r) * a.Np + i + c, kLanes);
-            const Vec m = __builtin_convertvector(__builtin_convertvector(bytes, VecI), Vec) * dropout.scale;
+            const Vec m = select(load_bytes(w.keep + (j + r) * a.Np + i + c) != 0, set(dropout.scale), Vec{});
             kept = p * m;
             dp = dp * m;
           }

@@ -83,6 +83,23 @@ CCT_INLINE void store(BFloat16* p, Vec v) {
 #endif
 }
 
+// Between lanes and bytes; GCC 12 makes single elements of __builtin_convertvector here.
+CCT_INLINE VecI load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (VecI)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  return (VecI)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  return VecI{p[0], p[1], p[2], p[3]};
+#endif
+}
+CCT_INLINE void store_bytes(uint8_t* p, VecI v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(v[i]);
+#endif
+}
 CCT_INLINE float to_float(float value) { return value; }
 CCT_INLINE float to_float(BFloat16 value) {
   uint32_t bits = uint32_t(value.bits) << 16;
