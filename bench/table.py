@@ -32,9 +32,20 @@ def render(machines):
         parts.append(f"**{name}** (PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})\n")
         parts.append("| what | batch | dtype | ours | best peer | ours against it | of the roof |")
         parts.append("|---|---:|---|---:|---:|---:|---:|")
-        parts += [_line(row) for row in rows if "ours" in row["peers"]]
+        parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"]]
         parts += ["", *_imports(rows)]
     return "\n".join(parts).strip() + "\n"
+
+
+def _in_order(rows):
+    """By kind, then models in the order of their first row, dtypes, batches."""
+    kinds, names = ("inference", "training", "memory", "op"), list(dict.fromkeys(row.get("what") for row in rows))
+
+    def place(row):
+        kind = kinds.index(row["kind"]) if row["kind"] in kinds else len(kinds)
+        return kind, names.index(row.get("what")), row.get("dtype") or "", row.get("batch") or 0
+
+    return sorted(rows, key=place)
 
 
 def _line(row):
@@ -67,20 +78,43 @@ def _imports(rows):
             yield f"Import {row['what']}: {times}.\n"
 
 
+CHARTED = {"inference": "Inference", "training": "Training step", "memory": "Peak memory of a training step"}
+AHEAD, BEHIND = "#2a6f97", "#c1440e"
+
+
 def chart(machines, path):
-    """Bars: how many times faster (or smaller) ours is than the best peer, for each row."""
+    """Whole models, a panel for each kind: how many times ours is faster (or smaller) than the best peer; logarithmic."""
     from matplotlib.figure import Figure
 
-    rows = [row for rows in machines.values() for row in rows if "ours" in row["peers"] and best_peer(row)]
-    ratios = [best_peer(row)[1] / row["peers"]["ours"]["median"] for row in rows]
-    labels = [f"{r['kind']} {r['what']} {r.get('direction', '')} B{r['batch']} {r['dtype']} {r['device']}" for r in rows]
-    figure = Figure(figsize=(10, 1 + 0.28 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(rows)), ratios, color=["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios])
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("best peer / ours (time, or memory): above 1 ours is better")
+    rows = [row for rows in machines.values() for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
+    panels = {title: [row for row in rows if row["kind"] == kind] for kind, title in CHARTED.items()}
+    panels = {title: rows for title, rows in panels.items() if rows}
+    heights = [len(rows) + 1.5 for rows in panels.values()]
+    figure = Figure(figsize=(9, 0.8 + 0.27 * sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+        best = [best_peer(row) for row in rows]
+        ratios = [median / row["peers"]["ours"]["median"] for row, (_, median) in zip(rows, best, strict=True)]
+        colours = [AHEAD if ratio >= 1 else BEHIND for ratio in ratios]
+        axes.barh(range(len(rows)), [ratio - 1 for ratio in ratios], left=1, height=0.7, color=colours)
+        axes.set_yticks(range(len(rows)), [f"{r['what']}, batch {r['batch']}, {r['dtype']}" for r in rows], fontsize=8)
+        for i, (ratio, (peer, _)) in enumerate(zip(ratios, best, strict=True)):
+            axes.annotate(
+                f"{ratio:.2f}x {peer}", (max(ratio, 1), i), (4, 0), textcoords="offset points", va="center", fontsize=7.5
+            )
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.6, 2 * max(ax.dataLim.x1 for ax in grid))
+    axes.set_xticks(
+        ticks := [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if 0.6 <= t <= axes.get_xlim()[1]], [f"{t:g}x" for t in ticks]
+    )
+    axes.set_xlabel("ours against the best peer: right of 1x ours is faster, or smaller")
+    machine = next(iter(machines.values()))[-1]["machine"]
+    figure.suptitle(machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
