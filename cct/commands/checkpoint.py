@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cct.models.checkpoints import load_checkpoint
 from cct.training.config import ConfigError
-from cct.training.setup import make_model
+from cct.training.setup import choose_device, make_model
 
 
 def open_checkpoint(path, model_name=None, *, preprocessing=False):
@@ -26,3 +26,12 @@ def open_checkpoint(path, model_name=None, *, preprocessing=False):
     if not hasattr(model, "img_size"):
         raise ConfigError(f"{path}: holds {name}, a text model; this command takes image models")
     return model.eval(), config
+
+
+def open_classifier(args):
+    """(model on its device, configuration, device, class names) as --top, --device and CKPT of a command on images say."""
+    if args.top < 1:
+        raise ConfigError(f"--top: got {args.top}, expected at least 1")
+    device = choose_device(args.device)
+    model, config = open_checkpoint(args.checkpoint, preprocessing=True)
+    return model.to(device), config, device, config.get("classes") or [str(i) for i in range(model.num_classes)]

@@ -29,18 +29,11 @@ def run(args):
 
     from cct.data.images import load_image
     from cct.reports.attention import draw_explanation, heat_maps
-    from cct.training.config import ConfigError
-    from cct.training.setup import choose_device
 
-    from .checkpoint import open_checkpoint
+    from .checkpoint import open_classifier
     from .output import writing_to
 
-    if args.top < 1:
-        raise ConfigError(f"--top: got {args.top}, expected at least 1")
-    device = choose_device(args.device)
-    model, config = open_checkpoint(args.checkpoint, preprocessing=True)
-    model.to(device)
-    names = config.get("classes") or [str(i) for i in range(model.num_classes)]
+    model, config, device, names = open_classifier(args)
     spec = config["preprocessing"]
     loaded = [(path, load_image(path, spec), _pixels(path, spec)) for path in args.images]
     with writing_to(args.output) as folder:

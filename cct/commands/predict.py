@@ -29,17 +29,10 @@ def run(args):
     import torch
 
     from cct.data.images import load_image
-    from cct.training.config import ConfigError
-    from cct.training.setup import choose_device
 
-    from .checkpoint import open_checkpoint
+    from .checkpoint import open_classifier
 
-    if args.top < 1:
-        raise ConfigError(f"--top: got {args.top}, expected at least 1")
-    device = choose_device(args.device)
-    model, config = open_checkpoint(args.checkpoint, preprocessing=True)
-    model.to(device)
-    names = config.get("classes") or [str(i) for i in range(model.num_classes)]
+    model, config, device, names = open_classifier(args)
     results = []
     with torch.inference_mode():
         for path in args.images:

@@ -40,6 +40,16 @@ def draw_curve(rows, path, title="", note=""):
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
+def quieten(axes):
+    """Faint horizontal lines and one faint axis: what every figure of ours has around its data."""
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+
+
 def _panel(axes, rows, quantity, scale, title, form):
     few = len(rows) < 3
     ends = []
@@ -55,12 +65,7 @@ def _panel(axes, rows, quantity, scale, title, form):
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("epoch", fontsize=9, color=INK)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+    quieten(axes)
     axes.margins(x=0.02)
     _label_ends(axes, rows[-1]["epoch"], ends)
 

@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from cct.training.elapsed import clock
 
 from . import paper
-from .curves import FAINT, INK, read_metrics
+from .curves import INK, quieten, read_metrics
 from .results import wall_clock
 from .summary import dataset, label
 
@@ -109,10 +109,5 @@ def _figure(size):
     figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+    quieten(axes)
     return figure, axes
