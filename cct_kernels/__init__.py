@@ -7,6 +7,7 @@
 `python -m cct_kernels` prints which backend runs each op on this machine and why the others do not.
 """
 
+from .compact_transformer import compact_transformer
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import BackendError
 from .encoder import encoder
@@ -19,6 +20,7 @@ from .warmup import warmup
 
 __all__ = [
     "BackendError",
+    "compact_transformer",
     "conv_tokenizer",
     "encoder",
     "fuse",

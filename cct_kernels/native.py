@@ -28,6 +28,9 @@ OPS = {
     "augment_pixels": "(Tensor images, Tensor codes, Tensor args, Tensor fill) -> Tensor",
     "augment_finish": "(Tensor images, Tensor? lam, Tensor? box, Tensor? erase, Tensor scale, Tensor shift, int mode, "
     "Tensor normals) -> Tensor",
+    "compact_transformer_forward": "(Tensor x, Tensor[] conv_weights, Tensor?[] conv_biases, int[] windows, bool relu, "
+    "int[6] pool, Tensor? class_token, Tensor? positional, Tensor[] blocks, int num_heads, Tensor norm_weight, "
+    "Tensor norm_bias, Tensor? pool_weight, Tensor? head_weight, Tensor? head_bias, float eps, ScalarType compute) -> Tensor",
     "conv_tokenizer_forward": f"(Tensor x, Tensor weight, Tensor? bias, {_CONV}, bool keep) -> (Tensor out, Tensor winner)",
     "conv_tokenizer_backward": f"(Tensor dout, Tensor x, Tensor weight, Tensor winner, {_CONV}, bool[3] output_mask) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias)",
@@ -64,6 +67,13 @@ def _define():
     @torch.library.register_fake("cct_kernels::augment_finish")
     def _(images, lam, box, erase, scale, shift, mode, normals):
         return images.new_empty(images.shape, dtype=torch.float32)
+
+    @torch.library.register_fake("cct_kernels::compact_transformer_forward")
+    def _(x, conv_weights, conv_biases, windows, relu, pool, class_token, positional, blocks, num_heads, norm_weight, *rest):
+        head_weight = rest[2]
+        classes = norm_weight.shape[0] if head_weight is None else head_weight.shape[0]
+        autocast = head_weight is not None and torch.is_autocast_enabled("cpu")
+        return x.new_empty(x.shape[0], classes, dtype=torch.get_autocast_dtype("cpu") if autocast else x.dtype)
 
     @torch.library.register_fake("cct_kernels::conv_tokenizer_forward")
     def _(x, weight, bias, stride, padding, relu, pool, compute, keep):

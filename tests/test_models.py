@@ -372,7 +372,7 @@ def test_fused_report_names_every_op_and_reason():
     model = build("cct").double()
     lines = model.fused_report().splitlines()
     assert lines[0] == "fused=True on cpu float64"
-    ops = ["conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool"]
+    ops = ["compact_transformer", "conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool"]
     assert [line.split()[:2] for line in lines[1:]] == [[op, "reference"] for op in ops]
     assert "does not compute in float64" in lines[-1]
     model.fused = "strict"
@@ -391,7 +391,7 @@ def test_plain_ops_are_announced_once(caplog):
     build("cct", fused=False).double()(images(model, dtype=torch.float64))
     (record,) = caplog.records
     assert "\n" not in record.message
-    for op in ("conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool"):
+    for op in ("compact_transformer", "conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool"):
         assert op in record.message
     assert "float64" in record.message
 

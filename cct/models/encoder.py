@@ -141,7 +141,7 @@ class TransformerClassifier(nn.Module):
         """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""
         x, mask = self.embed(x, mask)
         checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
-        if checkpointed or any(_is_special(block) or block.training != self.training for block in self.blocks):
+        if checkpointed or any(is_special(block, EncoderBlock) or block.training != self.training for block in self.blocks):
             for block in self.blocks:
                 x = checkpoint(block, x, mask, backend, use_reentrant=False) if checkpointed else block(x, mask, backend)
             return x
@@ -158,9 +158,9 @@ class TransformerClassifier(nn.Module):
         return self.fc(self.pool(self.encode(x, mask, backend), backend, normalised=False))
 
 
-def _is_special(block):
-    """Whether somebody looks at what goes in and out of this block, or put another module in its place."""
-    return type(block) is not EncoderBlock or block._forward_hooks or block._forward_pre_hooks or block._backward_hooks
+def is_special(module, *kinds):
+    """Whether somebody looks at what goes in and out of this module, or put one in its place that is none of `kinds`."""
+    return type(module) not in kinds or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
 
 
 def _init_linear(module):

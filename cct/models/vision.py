@@ -2,14 +2,19 @@
 
 from typing import ClassVar
 
+import torch
 from torch import nn
 
+from cct_kernels import compact_transformer
 from cct_kernels.checks import pair, shape_text
 
 from .arguments import keyword_arguments
 from .base import CompactTransformer
+from .encoder import EncoderBlock, TransformerClassifier, is_special
 from .positional import resize, sine_table
 from .tokenizers import ConvTokenizer, PatchTokenizer
+
+EPS = 1e-5  # of every LayerNorm
 
 
 class VisionModel(CompactTransformer):
@@ -44,10 +49,43 @@ class VisionModel(CompactTransformer):
             classifier.positional_emb = nn.Parameter(table.to(old), requires_grad=old.requires_grad)
         self._set_size(img_size, grid)
 
+    def forward(self, x, mask=None):
+        """Logits (B, num_classes) of images (B, in_chans, h, w)."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._is_plain():
+            return super().forward(x, mask)
+        self._check_input(x, mask)
+        tokenizer, classifier = self.tokenizer, self.classifier
+        pool, head = (classifier.attention_pool if classifier.seq_pool else None), classifier.fc
+        return compact_transformer(
+            x, [(conv.weight, conv.bias, conv.stride, conv.padding) for conv in tokenizer.convs],
+            [block.tensors() for block in classifier.blocks], classifier.norm.weight, classifier.norm.bias,
+            num_heads=classifier.blocks[0].num_heads, relu=tokenizer.relu, pool=tokenizer.pool,
+            class_token=classifier.class_emb, positional=classifier.positional_emb,
+            pool_weight=pool and pool.weight, pool_bias=pool and pool.bias,
+            head_weight=getattr(head, "weight", None), head_bias=getattr(head, "bias", None), backend=self._backend(),
+        )  # fmt: skip
+
+    def _is_plain(self):
+        """Whether calling the modules in turn computes the network in evaluation mode, seen by nobody on the way."""
+        classifier = self.classifier
+        called = [(self.tokenizer, ConvTokenizer, PatchTokenizer), (classifier, TransformerClassifier)]
+        called += [(block, EncoderBlock) for block in classifier.blocks]
+        called += [(classifier.fc, nn.Linear if classifier.num_classes else nn.Identity)]
+        called += [] if classifier.seq_pool else [(classifier.norm, nn.LayerNorm)]
+        still = not (self.training or any(module.training for module, *_ in called[1:-1]))
+        own = type(self).tokens is VisionModel.tokens and classifier.norm.eps == EPS
+        return still and own and not any(is_special(module, *kinds) for module, *kinds in called)
+
     def tokens(self, x, mask=None, backend=None):
+        self._check_input(x, mask)
+        return self.tokenizer(x, backend), None
+
+    def _check_input(self, x, mask):
         name = self.config["name"]
         if mask is not None:
             raise ValueError(f"{name}: mask is given; expected none, only text models take one")
+        if not isinstance(x, torch.Tensor):
+            raise ValueError(f"{name}: input is {type(x).__name__}; expected a tensor")
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"{name}: input has shape {shape_text(x.shape)}; expected (batch, {self.in_chans}, {self.img_size[0]}, "
@@ -64,7 +102,6 @@ class VisionModel(CompactTransformer):
                 f"(weights load with the embedding resized), call model.set_input_size(({size[0]}, {size[1]})), or build it "
                 f"with positional_embedding='none', which takes any size"
             )
-        return self.tokenizer(x, backend), None
 
 
 class CCT(VisionModel):

@@ -559,7 +559,7 @@ void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t las
 
 #else  // ----------------------------------------------------------------------------------------- checks, threads,
        // registration
-#include "op.h"
+#include "forward.h"
 
 namespace cct {
 namespace {
@@ -631,6 +631,8 @@ struct ConvCall {
   }
 };
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, const at::Tensor& weight,
                                                           const OptionalTensor& bias, at::IntArrayRef stride,
                                                           at::IntArrayRef padding, bool relu, at::IntArrayRef pool,
@@ -656,6 +658,8 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   });
   return {out, winner};
 }
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at::Tensor& dout_in, const at::Tensor& x,
                                                                        const at::Tensor& weight, const at::Tensor& winner_in,

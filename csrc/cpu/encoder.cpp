@@ -6,6 +6,7 @@
 // local to a row (attention of its query, projection, MLP, the next layer's q, k and v), so the threads meet once a layer.
 #include <vector>
 
+#include "forward.h"
 #include "layernorm_attention.h"
 #include "layernorm_mlp.h"
 
@@ -116,6 +117,8 @@ struct Encoder {
   }
 };
 
+}  // namespace
+
 at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_t num_heads, const OptionalTensor& mask,
                            double eps, at::ScalarType compute) {
   TORCH_CHECK_VALUE(blocks.size() % kTensors == 0, kOp, ": blocks has ", blocks.size(), " tensors; expected ", kTensors,
@@ -176,7 +179,6 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
   return out;
 }
 
-}  // namespace
 }  // namespace cct
 
 TORCH_LIBRARY_IMPL(cct_kernels, CPU, m) { m.impl("encoder_forward", TORCH_FN(cct::encoder_forward)); }

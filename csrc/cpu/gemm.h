@@ -127,11 +127,10 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 template <bool kAdd, typename T>
 CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
   int64_t i = 0;
-  for (; i + kRows <= M; i += kRows) register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-  if (kRows == 6 && M - i >= 4) {
-    register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-    i += 4;
-  }
+  // 8 rows as 4 + 4: the additions of 2 rows are too few to hide their latency
+  for (; i + kRows <= M && (kRows != 6 || M - i != 8); i += kRows)
+    register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+  for (; kRows == 6 && i + 4 <= M; i += 4) register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
   for (; i + 2 <= M; i += 2) register_block<2, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
   if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
 }

@@ -46,6 +46,26 @@ CCT_INLINE void transpose16(const uint32_t* src, int64_t src_stride, uint32_t* d
 #undef CCT_EVEN128
 #undef CCT_ODD128
   for (int i = 0; i < 16; ++i) std::memcpy(dst + i * dst_stride, &r[i], sizeof(VecU));
+#elif defined(__AVX2__)
+  for (int w = 0; w < 16; w += 8)
+    for (int row = 0; row < 16; row += 8) {
+      VecU r[8], t[8];
+      for (int i = 0; i < 8; ++i) std::memcpy(&r[i], src + (row + i) * src_stride + w, sizeof(VecU));
+      for (int i = 0; i < 8; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+      }
+      for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+          r[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+          r[i + 2 * j + 1] = __builtin_shufflevector(t[i + j], t[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+      for (int i = 0; i < 4; ++i) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+      }
+      for (int i = 0; i < 8; ++i) std::memcpy(dst + (w + i) * dst_stride + row, &t[i], sizeof(VecU));
+    }
 #else
   for (int w = 0; w < 16; ++w)
     for (int r = 0; r < 16; ++r) dst[w * dst_stride + r] = src[r * src_stride + w];

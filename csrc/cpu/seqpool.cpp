@@ -154,19 +154,10 @@ void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_
 
 #else  // ----------------------------------------------------------------------------------------- checks, threads,
        // registration
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
-#include <cmath>
-#include <vector>
-
-#include "../check.h"
+#include "forward.h"
 
 namespace cct {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 constexpr const char* kOp = "seqpool";
 constexpr int64_t kLineFloats = 16;      // rows of scratch start on cache lines
@@ -219,15 +210,7 @@ SeqPoolArgs make_args(const at::Tensor& x, bool norm) {
   return a;
 }
 
-// f(first, last, slot) over `items` in at most one contiguous slice for each thread: the slices, and so every sum made over
-// one, are the same from run to run.
-template <typename F>
-void for_slices(int64_t items, F f) {
-  const int64_t slots = std::min<int64_t>(items, at::get_num_threads());
-  at::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) f(s * items / slots, (s + 1) * items / slots, s);
-  });
-}
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_forward(const at::Tensor& x_in, const at::Tensor& weight,
                                                                            const OptionalTensor& norm_weight,
@@ -274,6 +257,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_forward(const
   if (norm_bias) pooled.add_(norm_bias->to(at::kFloat));
   return {pooled.to(x.scalar_type()), lse, mean, rstd};
 }
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
     const at::Tensor& dout, const at::Tensor& x_in, const at::Tensor& weight, const OptionalTensor& norm_weight,

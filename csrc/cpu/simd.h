@@ -96,6 +96,11 @@ CCT_INLINE VecI load_bytes(const uint8_t* p) {
 CCT_INLINE void store_bytes(uint8_t* p, VecI v) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_set1_epi32(0x0c080400);  // the first byte of each lane of a half
+  const __m256i bytes = _mm256_shuffle_epi8((__m256i)v, low);
+  const __m128i pair = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), pair);
 #else
   for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(v[i]);
 #endif
