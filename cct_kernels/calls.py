@@ -15,6 +15,12 @@ def compute_dtype(x):
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def expect_first_derivative(op):
+    """Raises where a backward pass shall be differentiated in turn (create_graph=True): the kernels would give zeros."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op}: the kernels have no second derivative; use backend='reference', or a model with fused=False")
+
+
 def draw_seed(device):
     """A fresh (seed, offset) from PyTorch's generator of the device, so that torch.manual_seed governs our masks too.
 

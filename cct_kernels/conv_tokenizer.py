@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, kernels
+from .calls import compute_dtype, expect_first_derivative, kernels
 from .checks import expect_bool, expect_like, expect_optional, expect_tensor, pair, shape_text
 from .dispatch import choose
 
@@ -32,7 +32,8 @@ def conv_tokenizer(
     Returns: (B, N, C) or (B, C, H', W') in the dtype of x; sums are float32 (float64 for float64 input). The kernels lay
         (B, C, H', W') out channels-last, as they read x best.
     Raises: ValueError for a wrong shape, dtype or device, an output without pixels, or a pooling window of more than 255
-        pixels with a named backend; BackendError when a named backend cannot run.
+        pixels with a named backend; BackendError when a named backend cannot run;
+        RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.4, equation for x0.
     """
     stride, padding, pool = _check(x, weight, bias, stride, padding, pool)
@@ -64,6 +65,7 @@ class _ConvTokenizer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        expect_first_derivative(OP)
         _, backward = kernels(OP, ctx.backend)
         wanted = ctx.needs_input_grad[:3]
         gradients = backward(dout, *ctx.saved_tensors, *ctx.options, wanted)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, kernels
+from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
 from .checks import expect_int, expect_optional, expect_tensor
 from .dispatch import choose
 from .layernorm_attention import _check as check_attention
@@ -54,7 +54,8 @@ def encoder(
 
     Returns: (B, N, C) in the dtype of x, before the final LayerNorm. Equal to the loop over the two ops, but for roundings of
         the residual stream: a fused backend may keep it in float32 between them.
-    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
+    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run;
+        RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
     """
     _check(x, blocks, num_heads, drop_path_scales)
@@ -125,6 +126,7 @@ class _Encoder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        expect_first_derivative(OP)
         x, mask, scales, seed, *rest = ctx.saved_tensors
         num_heads, attn_dropout, dropout, eps, compute, backend, count = ctx.options
         parameters, saved = rest[:count], rest[count:]

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, kernels
+from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
 from .checks import (
     expect_dense,
     expect_int,
@@ -43,7 +43,8 @@ def layernorm_attention(
     Under autocast the products run in its dtype; x, the parameters and the result keep theirs.
 
     Returns: (B, N, C) in the dtype of x. Sums, softmax and statistics are float32 (float64 for float64 input).
-    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
+    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run;
+        RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
     """
     _check(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask)
@@ -77,6 +78,7 @@ class _LayerNormAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        expect_first_derivative(OP)
         *tensors, qkv_bias, mask, scale, seed, mean, rstd, qkv, o, lse = ctx.saved_tensors
         num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
         options = attn_dropout, dropout, scale, seed, eps, compute

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, kernels
+from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
 from .checks import expect_like, expect_optional, expect_positive, expect_probability, expect_seed, expect_tensor
 from .dispatch import choose
 
@@ -32,7 +32,8 @@ def layernorm_mlp(
     Under autocast the products run in its dtype; x, the parameters and the result keep theirs.
 
     Returns: (B, N, C) in the dtype of x. Sums and statistics are float32 (float64 for float64 input).
-    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
+    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run;
+        RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
     """
     _check(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps)
@@ -62,6 +63,7 @@ class _LayerNormMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        expect_first_derivative(OP)
         *tensors, scale, seed, mean, rstd = ctx.saved_tensors
         dropout, eps, compute, backend = ctx.options
         _, backward = kernels(OP, backend)

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import kernels
+from .calls import expect_first_derivative, kernels
 from .checks import expect_like, expect_optional, expect_positive, expect_tensor, shape_text
 from .dispatch import choose
 
@@ -22,7 +22,8 @@ def seqpool(x, weight, bias=None, *, norm_weight=None, norm_bias=None, eps=1e-5,
 
     Returns: (B, C) in the dtype of x. Scores, softmax, sums and statistics are float32 (float64 for float64 input); x is
         read once in the forward and once or twice in the backward pass, and nothing of size (B, N, C) is saved.
-    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
+    Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run;
+        RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.3.
     """
     _check(x, weight, bias, norm_weight, norm_bias, eps)
@@ -46,6 +47,7 @@ class _SeqPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        expect_first_derivative(OP)
         x, weight, bias, norm_weight, norm_bias, lse, mean, rstd = ctx.saved_tensors
         _, backward = kernels(OP, ctx.backend)
         dx, dweight, dnorm_weight, dnorm_bias = backward(dout, x, weight, norm_weight, norm_bias, lse, mean, rstd)

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cct_kernels
 from cct.models import CCT, CVT, ViTLite
 from cct_kernels.dispatch import machine_why_not
-from cct_kernels.testing import assert_no_worse
+from cct_kernels.testing import assert_no_worse, cases, make_inputs
 
 pytestmark = pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
 
@@ -203,3 +204,17 @@ def test_a_whole_batch_is_the_sum_of_its_parts():
     plain, fused = accumulated(build(fused=False), images(4)), accumulated(build(), images(4))
     name = "classifier.blocks.0.self_attn.qkv.weight"
     assert_no_worse(name, fused[name], plain[name], exact[name], torch.float32)
+
+
+@pytest.mark.parametrize("op", ["conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool"])
+def test_second_derivatives_are_refused_and_not_zero(op):
+    case = cases(op)[1]
+    tensors = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float32).items()}
+    for backend in ("reference", "cpu"):
+        out = getattr(cct_kernels, op)(**tensors, **case.options, backend=backend)
+        if backend == "cpu":
+            with pytest.raises(RuntimeError, match=f"{op}: the kernels have no second derivative; use backend='reference'"):
+                torch.autograd.grad(out.square().sum(), tensors["x"], create_graph=True)
+        else:
+            (dx,) = torch.autograd.grad(out.square().sum(), tensors["x"], create_graph=True)
+            assert torch.autograd.grad(dx.square().sum(), tensors["x"])[0].abs().max() > 0

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrizations, prune
 
 from cct_kernels import layernorm_mlp, reference
 from cct_kernels.dispatch import machine_why_not
@@ -17,11 +19,12 @@ class Block(torch.nn.Module):
         super().__init__()
         tensors = make_inputs(cases("layernorm_mlp")[1], torch.float32)
         self.x = tensors.pop("x")
+        self.names = list(tensors)
         for name, value in tensors.items():
             self.register_parameter(name, torch.nn.Parameter(value))
 
     def forward(self, op=layernorm_mlp):
-        return op(self.x, **dict(self.named_parameters()))
+        return op(self.x, **{name: getattr(self, name) for name in self.names})
 
 
 def in_place(block):
@@ -57,9 +60,76 @@ def load(block):
     block.load_state_dict({name: torch.randn_like(value) for name, value in block.state_dict().items()})
 
 
-def optimizer(block):
+def optimizer(block, **kind):
     block().square().sum().backward()
-    torch.optim.AdamW(block.parameters(), lr=0.1, fused=True).step()
+    torch.optim.AdamW(block.parameters(), lr=0.1, **kind or {"fused": True}).step()
+
+
+def foreach_optimizer(block):
+    optimizer(block, foreach=True)
+
+
+def through_a_view(block):
+    with torch.no_grad():
+        block.fc1_weight.t()[1].mul_(-3.0)
+
+
+def another_storage(block):
+    with torch.no_grad():
+        block.fc1_weight.set_(torch.randn_like(block.fc1_weight).untyped_storage(), 0, block.fc1_weight.shape)
+
+
+def through_the_storage(block):
+    block.fc1_weight.untyped_storage()[3] = 0x41  # the exponent of the first element
+
+
+def released_and_filled_again(block):  # as sharded training does
+    storage, value = block.fc1_weight.untyped_storage(), torch.randn_like(block.fc1_weight)
+    size = storage.nbytes()
+    storage.resize_(0)
+    storage.resize_(size)
+    block.fc1_weight.data.copy_(value)
+
+
+def swapped(block):
+    torch.utils.swap_tensors(block.fc1_weight, torch.nn.Parameter(torch.randn_like(block.fc1_weight)))
+
+
+def two_weights_change_places(block):
+    one, two = block.fc1_weight, block.fc2_weight
+    one.data, two.data = two.data.view(one.shape), one.data.view(two.shape)
+
+
+def in_shared_memory(block):
+    block.share_memory()
+    block()
+    block.fc1_weight.data.mul_(2.0)
+
+
+def in_numpy_memory(block):
+    array = np.random.randn(*block.fc1_weight.shape).astype("float32")
+    block.fc1_weight.data = torch.from_numpy(array)
+    block()
+    array[0, 0] += 50
+
+
+def in_inference_mode(block):
+    with torch.inference_mode():
+        block.fc1_weight.mul_(2.0)
+
+
+def a_negative_view(block):
+    block.fc1_weight.data = torch._neg_view(block.fc1_weight.data)
+
+
+def pruned(block):
+    prune.l1_unstructured(block, "fc1_weight", 0.7)
+
+
+def parametrized(block):
+    parametrizations.weight_norm(block, "fc1_weight")
+    block()
+    block.parametrizations.fc1_weight.original0.data.mul_(3.0)
 
 
 def moved(block):
@@ -78,7 +148,9 @@ def another_instruction_set(block):
 
 CHANGES = [
     in_place, through_data, one_element_through_data, one_element_through_numpy, exchanged_through_data,
-    replaced_data, replaced, load, optimizer, moved, another_instruction_set,
+    replaced_data, replaced, load, optimizer, foreach_optimizer, through_a_view, another_storage, through_the_storage,
+    released_and_filled_again, swapped, two_weights_change_places, in_shared_memory, in_numpy_memory, in_inference_mode,
+    a_negative_view, pruned, parametrized, moved, another_instruction_set,
 ]  # fmt: skip
 
 
@@ -114,6 +186,15 @@ def test_new_weights_in_the_memory_of_old_ones():
         torch.nn.init.normal_(block.fc1_weight)
         torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
         del block
+
+
+@torch.no_grad()
+def test_weights_of_a_functional_call():
+    block = Block()
+    for factor in (1.0, 2.0, 3.0):
+        state = {name: factor * value for name, value in block.state_dict().items()}
+        found, expected = (torch.func.functional_call(block, state, (op,)) for op in (layernorm_mlp, reference.layernorm_mlp))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_large_results_come_from_the_pool_and_can_be_released():
