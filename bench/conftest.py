@@ -15,7 +15,13 @@ def pytest_addoption(parser):
     group.addoption("--rounds", type=int, default=15, help="interleaved samples of each peer (15)")
     group.addoption("--min-time", type=float, default=0.1, help="seconds of one sample at least (0.1)")
     group.addoption("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (those of PyTorch)")
-    group.addoption("--peers", default="", help="only these, with commas, beside ours: eager,compile,openvino,...")
+    group.addoption(
+        "--peers", default="",
+        help="only these, with commas, beside ours: eager,compile,openvino,...; unnamed, max-autotune, slow to compile, "
+        "is in the rows of CCT-7/3x1 at batch 64 and CCT-2/3x2 training at batch 128 only",
+    )  # fmt: skip
+    group.addoption("--resume", action="store_true", help="skip the rows recorded here at this commit with all wanted peers")
+    group.addoption("--minutes", type=float, help="begin no row after so many minutes; go on with --resume")
     group.addoption("--results", type=Path, default=record.RESULTS, help="folder of the JSON lines (bench/results)")
     group.addoption("--dry-run", action="store_true", help="keep no results")
 
@@ -39,6 +45,8 @@ def bench(pytestconfig):
         threads=option("--threads"),
         peers=[name for name in option("--peers").split(",") if name],
         folder=None if option("--dry-run") else option("--results"),
+        resume=option("--resume"),
+        minutes=option("--minutes"),
     )
     pytestconfig.stash[_SESSION] = session
     return session

@@ -12,9 +12,12 @@ import torch
 
 import cct_kernels
 from cct.models import create_model
+from cct.reports.machine import machine
 from cct_kernels import reference
 
 from .published import Published
+
+SLOW = {"max-autotune"}  # compile for minutes: only in some rows, or when asked for by name
 
 
 class Missing(Exception):
@@ -83,11 +86,17 @@ def _compiled(mode):
     return _module(build)
 
 
-def _zentorch(model):
-    need("zentorch")
+def _zentorch(model, x, dtype, threads):
+    _cpu_only(x)
+    need("zentorch", "zentorch=={}.*".format(torch.__version__.split("+")[0]))
+    if "avx512f" not in machine()["features"]:
+        raise Missing("optimises on CPUs with AVX-512 only; elsewhere it is torch.compile")
     import zentorch  # noqa: F401  (registers the backend)
 
-    return torch.compile(Published(model), dynamic=False, backend="zentorch")
+    call = _module(lambda model: torch.compile(Published(model), dynamic=False, backend="zentorch"))(model, x, dtype, threads)
+    with torch._inductor.config.patch(freezing=True, joint_custom_post_pass=None):  # it leaves its pass there for everybody
+        call()
+    return call
 
 
 def _onnx_file(model, x, folder):
@@ -141,5 +150,5 @@ INFERENCE = {
     "max-autotune": _compiled("max-autotune"),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "zentorch": _module(_zentorch),
+    "zentorch": _zentorch,
 }

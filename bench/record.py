@@ -23,6 +23,13 @@ def append(row, folder=RESULTS):
         file.write(json.dumps(row) + "\n")
 
 
+def of_this_commit(folder):
+    """The rows of this machine that were recorded at this commit; changes that are not committed do not count."""
+    path = folder / f"{machine()['name']}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["commit"].rstrip("+") == commit().rstrip("+")]
+
+
 def best_peer(row):
     """(name, value) of the best peer that is not ours; None when nobody else took part."""
     others = {name: peer["median"] for name, peer in row["peers"].items() if name != "ours"}

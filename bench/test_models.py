@@ -25,6 +25,7 @@ MODELS = {
     "ViT-Lite-7/4": ("vit_lite_7_4_32", (1, 8, 64, 256), (64, 128)),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AUTOTUNED = {("inference", "CCT-7/3x1", 64), ("training", "CCT-7/3x1", 64), ("training", "CCT-2/3x2", 128)}  # max-autotune too
 WITHOUT_DROPOUT = {"attention_dropout": 0.0, "stochastic_depth": 0.0}
 
 
@@ -58,6 +59,8 @@ def hold_to_rule(name, result, value, torch_own, exact, dtype):
 @pytest.mark.parametrize(("label", "batch"), rows(1))
 @pytest.mark.parametrize("device", DEVICES)
 def test_inference(bench, device, label, batch, dtype):
+    row = key("inference", label, batch, dtype, device)
+    bench.begin(row, INFERENCE)
     model = plain_model(label, device).eval()
     x, _ = images(model, batch, device)
     with torch.inference_mode():
@@ -70,11 +73,12 @@ def test_inference(bench, device, label, batch, dtype):
 
     parameters = count_parameters(model).total
     bench.row(
-        key("inference", label, batch, dtype, device),
+        row,
         {name: lambda b=build: b(model, x, DTYPES[dtype], bench.threads) for name, build in INFERENCE.items()},
         check,
         flops=2 * batch * count_macs(model).full,
         moved=x.nbytes + DTYPES[dtype].itemsize * parameters,
+        slow=("inference", label, batch) in AUTOTUNED,
     )
 
 
@@ -83,6 +87,8 @@ def test_inference(bench, device, label, batch, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_step(bench, device, label, batch, dtype):
     """Forward, backward and AdamW, with the dropout of the published recipes; checked without dropout, gradient by gradient."""
+    row = key("training", label, batch, dtype, device)
+    bench.begin(row, MODULES)
     quiet = plain_model(label, device, **WITHOUT_DROPOUT).train()
     x, labels = images(quiet, batch, device)
     exact = gradients(plain_model(label, device, **WITHOUT_DROPOUT).double(), x[:PROBE].double(), torch.float64)
@@ -102,11 +108,12 @@ def test_training_step(bench, device, label, batch, dtype):
 
     model, parameters = quiet, count_parameters(quiet).total
     bench.row(
-        key("training", label, batch, dtype, device),
+        row,
         {name: lambda name=name: build(name) for name in MODULES},
         check,
         flops=3 * 2 * batch * count_macs(model).full,
         moved=x.nbytes + 4 * parameters * 10,  # float32 weight, gradient and two moments: forward, backward and AdamW
+        slow=("training", label, batch) in AUTOTUNED,
     )
 
 
@@ -134,11 +141,11 @@ def training_step(module, optimizer, x, labels, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_memory(bench, device, label, batch, dtype):
     """The highest memory of two training steps above that before them, each peer in a process of its own."""
-    peers = {}
-    for name in filter(bench.wants, ("ours", "unfused", "published", "published+sdpa")):
+    row, peers, names = key("memory", label, batch, dtype, device), {}, ("ours", "unfused", "published", "published+sdpa")
+    bench.begin(row, names)
+    for name in filter(bench.wants, names):
         command = [sys.executable, "-m", "bench.memory", label, name, str(batch), dtype, device, str(bench.threads)]
         done = subprocess.run(command, cwd=record.ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peers[name] = {"median": json.loads(done.stdout)}
-    row = key("memory", label, batch, dtype, device) | {"threads": bench.threads}
-    bench.keep(record.make(row, peers, {}, unit="bytes"))
+    bench.keep(record.make(row | {"threads": bench.threads}, peers, {}, unit="bytes"))

@@ -70,6 +70,9 @@ def checker(case, tensors, dtype, dout):
 @pytest.mark.parametrize("case", [c for c in CASES if c.why.startswith(MODELS)], ids=lambda c: f"{c.op}-{label(c)}")
 @pytest.mark.parametrize("device", DEVICES)
 def test_op(bench, device, case, batch, dtype, direction):
+    what = f"{case.op} {label(case)}"
+    key = {"kind": "op", "what": what, "direction": direction, "device": device, "dtype": str(dtype)[6:], "batch": batch}
+    bench.begin(key, OPS)
     case, backward = with_batch(case, batch), direction == "forward+backward"
     tensors = make_inputs(case, dtype, device)
     dout = None
@@ -86,8 +89,6 @@ def test_op(bench, device, case, batch, dtype, direction):
         return lambda: torch.autograd.grad(function(**leaves, **case.options), wanted, dout, allow_unused=True)
 
     flops, moved = work(case, dtype, backward)
-    what = f"{case.op} {label(case)}"
-    key = {"kind": "op", "what": what, "direction": direction, "device": device, "dtype": str(dtype)[6:], "batch": batch}
     bench.row(
         key, {name: lambda name=name: build(name) for name in OPS}, lambda name, call: check(name, functions[name]),
         flops=flops, moved=moved, backend=dispatch.choose(case.op, tensors["x"]),

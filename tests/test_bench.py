@@ -66,6 +66,32 @@ def test_session_times_only_right_results(session, tmp_path):
         session.row(KEY, {"ours": lambda: lambda: 4}, check, flops=1, moved=12)
 
 
+def test_a_peer_that_compiles_for_minutes_is_in_chosen_rows_only(session):
+    builders = {"ours": lambda: lambda: 3, "max-autotune": lambda: lambda: 3}
+    for slow in (False, True):
+        session.row(KEY, builders, check, flops=1, moved=12, slow=slow)
+    session.chosen = ["max-autotune"]
+    session.row(KEY, builders, check, flops=1, moved=12)
+    assert ["max-autotune" in row["peers"] for row in session.rows] == [False, True, True]
+    assert "--peers max-autotune" in session.rows[0]["missing"]["max-autotune"]
+
+
+def test_resume_skips_what_this_commit_has_recorded(session, tmp_path):
+    session.row(KEY, {"ours": lambda: lambda: 3, "no": absent}, check, flops=1, moved=12)
+    again = Session(rounds=3, min_time=1e-4, threads=session.threads, peers=[], folder=tmp_path, resume=True)
+    with pytest.raises(pytest.skip.Exception, match="recorded"):
+        again.begin(KEY, ["ours", "no"])
+    again.begin(KEY, ["ours", "new"])  # a peer that was not tried
+    again.begin(KEY | {"batch": 5}, ["ours"])
+    session.begin(KEY, ["ours"])  # without --resume
+    line = json.loads((tmp_path / "here.jsonl").read_text()) | {"commit": "another"}
+    (tmp_path / "here.jsonl").write_text(json.dumps(line))
+    Session(rounds=3, min_time=1e-4, threads=session.threads, peers=[], folder=tmp_path, resume=True).begin(KEY, ["ours"])
+    again.minutes = 0
+    with pytest.raises(pytest.skip.Exception, match="after 0 minutes"):
+        again.begin(KEY | {"batch": 5}, ["ours"])
+
+
 def make_row(ours, peer, **more):
     peers = {
         n: {"median": m, "p20": m, "p80": m, "rounds": 1} for n, m in {"ours": ours, "eager": peer, "compile": 9.0}.items()
