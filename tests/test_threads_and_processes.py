@@ -1,7 +1,9 @@
 """Fused models beside threads and processes: thread counts, several threads at once, fork, data-loader workers, DDP."""
 
 import os
+import signal
 import threading
+import time
 import traceback
 
 import pytest
@@ -11,6 +13,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from cct.models import CCT
+from cct_kernels import layernorm_mlp, seqpool
 from cct_kernels.dispatch import machine_why_not
 
 pytestmark = pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
@@ -145,6 +148,52 @@ def test_training_goes_on_after_a_fork(two_threads, tmp_path):
     (found,) = in_children(tmp_path, lambda rank: gradients(model, *batch()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradients(model, *batch()), expected, rtol=0, atol=0)  # in the parent as before
+
+
+@fork
+@pytest.mark.parametrize("lock", ["weights", "pool"])
+def test_fork_while_another_thread_holds_a_lock(lock, two_threads):
+    """The other thread spends much of its time under the lock, so that one of the children would hang."""
+    ones, weights, stop = torch.ones(8), [torch.randn(8, 8) for _ in range(3000 if lock == "weights" else 1)], threading.Event()
+    small, large = torch.randn(1, 1, 8), torch.ones(4, 2**17, 20, requires_grad=True)
+
+    def work():
+        while not stop.is_set():
+            if lock == "weights":  # a new weight: all that are kept are gone through
+                layernorm_mlp(small, ones, ones, weights[0].clone(), ones, weights[0], ones)
+            else:  # 40 MB of pages go back to the system
+                torch.autograd.grad(seqpool(large, torch.ones(1, 20)).sum(), large)
+                torch.ops.cct_kernels.release_memory()
+
+    for weight in weights:
+        layernorm_mlp(small, ones, ones, weight, ones, weights[0], ones)
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(60):
+            child = os.fork()
+            if child == 0:
+                torch.set_num_threads(1)
+                layernorm_mlp(small, ones, ones, weights[0].clone(), ones, weights[0], ones)
+                torch.ops.cct_kernels.release_memory()
+                os._exit(0)
+            assert ended_well(child)
+    finally:
+        stop.set()
+        thread.join(DEADLINE)
+
+
+def ended_well(child):
+    """Of a child process; one that hangs is killed."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        process, status = os.waitpid(child, os.WNOHANG)
+        if process:
+            return status == 0
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 def shard(rank, world, folder):

@@ -8,12 +8,15 @@
 #include <map>
 #include <mutex>
 
+#include "fork.h"
+
 namespace cct {
 namespace {
 
 constexpr size_t kSmallest = size_t{1} << 20, kPage = 4096;
 
 std::mutex g_lock;
+[[maybe_unused]] const bool g_held = hold_in_forks<g_lock>();
 std::multimap<size_t, void*> g_free;  // by size in bytes
 
 void* acquire(size_t bytes) {

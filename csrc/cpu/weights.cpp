@@ -87,6 +87,7 @@ uint64_t checksum_words(const uint32_t* words, int64_t n) {
 #include <unordered_map>
 #include <vector>
 
+#include "fork.h"
 #include "op.h"
 
 namespace cct {
@@ -135,6 +136,7 @@ struct KeyHash {
 };
 
 std::mutex g_lock;
+[[maybe_unused]] const bool g_held = hold_in_forks<g_lock>();
 std::unordered_map<Key, Packed, KeyHash> g_packed;
 
 bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions
@@ -176,12 +178,14 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
   const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 4 + bf16 * 2 + transposed, group};
   const int64_t version = weight._version();
   c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
+  c10::intrusive_ptr<c10::StorageImpl> kept_owner;  // freed after the lock: freeing may take the pool's lock, or Python's
   {
     const std::lock_guard<std::mutex> guard(g_lock);
     const auto found = g_packed.find(key);
     if (found != g_packed.end()) {
       const Packed& p = found->second;
-      if (p.owner.lock().get() == owner && p.version == version && p.values == values && p.level == isa() &&
+      kept_owner = p.owner.lock();
+      if (kept_owner.get() == owner && p.version == version && p.values == values && p.level == isa() &&
           weight.sizes() == at::IntArrayRef(p.sizes))
         return p.panels;
     }
