@@ -28,10 +28,8 @@ from .linear import Norm, keep_scale, precision, sum_norm_partials, vector
 
 @triton.jit
 def _row(ptr, row, width):
-    """Where a row of a matrix begins, or None: the offsets within a program's rows then need 32 bits only."""
-    if ptr is not None:
-        ptr += row.to(tl.int64) * width
-    return ptr
+    """Where a row of a matrix begins: the offsets within a program's rows then need 32 bits only."""
+    return ptr + row.to(tl.int64) * width
 
 
 @triton.jit
@@ -132,9 +130,14 @@ def row_segment_forward_kernel(
     mask_m, mask_c = offs_m < M - first, (offs_c < C)[:, None]
     rows = tl.where(mask_m, first + offs_m, 0)
     o_ptr, x_ptr, out_ptr = _row(o_ptr, first, C), _row(x_ptr, first, C), _row(out_ptr, first, C)
-    mid_ptr, qkv_ptr = _row(mid_ptr, first, C), _row(qkv_ptr, first, 3 * C)
-    mean1_ptr, rstd1_ptr = _row(mean1_ptr, first, 1), _row(rstd1_ptr, first, 1)
-    mean_ptr, rstd_ptr = _row(mean_ptr, first, 1), _row(rstd_ptr, first, 1)
+    if mid_ptr is not None:
+        mid_ptr = _row(mid_ptr, first, C)
+    if qkv_ptr is not None:
+        qkv_ptr = _row(qkv_ptr, first, 3 * C)
+    if mean1_ptr is not None:
+        mean1_ptr, rstd1_ptr = _row(mean1_ptr, first, 1), _row(rstd1_ptr, first, 1)
+    if mean_ptr is not None:
+        mean_ptr, rstd_ptr = _row(mean_ptr, first, 1), _row(rstd_ptr, first, 1)
 
     z = tl.zeros((BLOCK_C, BLOCK_M), tl.float32)
     for k in range(0, C, BLOCK_K):
@@ -216,15 +219,15 @@ def row_segment_backward_kernel(
     offs_m, offs_c = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_C)
     mask_m = offs_m < M - first
     rows = tl.where(mask_m, first + offs_m, 0)
-    dqkv_ptr, dnext_ptr, x_ptr = _row(dqkv_ptr, first, 3 * C), _row(dnext_ptr, first, C), _row(x_ptr, first, C)
-    mid_ptr, dout_ptr, dmid_ptr = _row(mid_ptr, first, C), _row(dout_ptr, first, C), _row(dmid_ptr, first, C)
+    dnext_ptr, mid_ptr, dmid_ptr = _row(dnext_ptr, first, C), _row(mid_ptr, first, C), _row(dmid_ptr, first, C)
     h_ptr, da_ptr, do_ptr = _row(h_ptr, first, F), _row(da_ptr, first, F), _row(do_ptr, first, C)
-    mean_ptr, rstd_ptr = _row(mean_ptr, first, 1), _row(rstd_ptr, first, 1)
     mean1_ptr, rstd1_ptr = _row(mean1_ptr, first, 1), _row(rstd1_ptr, first, 1)
 
     if dqkv_ptr is None:
         dout = _load(dnext_ptr, offs_m, mask_m, C, offs_c, C).to(tl.float32)
     else:
+        dqkv_ptr, x_ptr, dout_ptr = _row(dqkv_ptr, first, 3 * C), _row(x_ptr, first, C), _row(dout_ptr, first, C)
+        mean_ptr, rstd_ptr = _row(mean_ptr, first, 1), _row(rstd_ptr, first, 1)
         dy = tl.zeros((BLOCK_C, BLOCK_M), tl.float32)
         for k in range(0, 3 * C, BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
