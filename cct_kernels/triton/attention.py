@@ -23,22 +23,22 @@ from .linear import keep_scale, precision
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
 # longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without (float32 with mask and dropout: 24 bytes);
 # not yet timed on any GPU.
-_SINGLE = {None: (16, 64, 8, 1)}
+_SINGLE = {"forward": {None: (16, 64, 8, 2)}, "backward": {None: (16, 64, 8, 1)}}
 _AMPERE = {
     "forward": {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 8, 1), 256: (32, 256, 8, 1), None: (64, 64, 4, 2)},
-        4: _SINGLE,
+        4: _SINGLE["forward"],
     },
-    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE},
+    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
 }
 _HOPPER = {
     "forward": {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 4, 1), 256: (64, 256, 8, 1), None: (64, 64, 4, 2)},
-        4: _SINGLE,
+        4: _SINGLE["forward"],
     },
     "backward": {
         2: {64: (64, 64, 8, 1), 128: (64, 128, 8, 1), 256: (16, 256, 8, 1), None: (64, 64, 8, 1)},
-        4: _SINGLE,
+        4: _SINGLE["backward"],
     },
 }
 _DROPOUT = {
