@@ -5,6 +5,7 @@
 
 No GPU is needed and nothing is timed. One row for each distinct kernel that the shapes of the paper launch with batch 128.
 Occupancy: warps that fit a multiprocessor over the most it can hold. MB: the tensors a launch is given, each counted once.
+Ends with an error if a kernel spills, takes too much shared memory or, in 16 bits on sm_90, multiplies without wgmma.
 """
 
 import json
@@ -16,8 +17,10 @@ import torch
 import triton
 
 from cct_kernels import testing
-from cct_kernels.triton import aot
+from cct_kernels.triton import aot, launch
 
+MATMULS = ("linear", "weight_gradient", "attention_", "row_segment_", "layernorm_mlp_", "conv_tokenizer_forward")
+MATMULS += ("conv_tokenizer_backward_weight",)
 RESULTS = Path(__file__).parent / "results"
 BATCH = 128
 NAMES = [
@@ -127,11 +130,22 @@ def main(prefix=""):
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         lines.append("")
     (RESULTS / "triton_resources.md").write_text("\n".join(lines))
-    spilling = [r for r in table if r["stack"] or r["local"]]
-    print(f"{len(table)} kernels, {len(spilling)} with spills")
-    for r in spilling:
-        print(" ", r["arch"], r["dtype"], r["case"], r["kernel"], r["stack"], "bytes")
+    faults = [(r, fault) for r in table for fault in faults_of(r)]
+    print(f"{len(table)} kernels, {len(faults)} faults")
+    for r, fault in faults:
+        print(" ", r["arch"], r["dtype"], r["case"], r["kernel"], fault)
+    return 1 if faults else 0
+
+
+def faults_of(r):
+    """What a row may not have: spills, more shared memory than the GPU gives, a 16-bit product on sm_90 without wgmma."""
+    if r["stack"] or r["local"]:
+        yield f"spills {r['stack'] + r['local']} bytes"
+    if r["shared"] > launch.SHARED_MEMORY[r["arch"]]:
+        yield f"takes {r['shared']} bytes of shared memory"
+    if r["arch"] == "sm_90" and r["dtype"] != "float32" and r["kernel"].startswith(MATMULS) and not r["wgmma"]:
+        yield "has no wgmma"
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
