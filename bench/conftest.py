@@ -27,10 +27,22 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--benchmark"):
-        for item in items:
-            if Path(__file__).parent in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason="a benchmark: pass --benchmark"))
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if not config.getoption("--benchmark"):
+            item.add_marker(pytest.mark.skip(reason="a benchmark: pass --benchmark"))
+        elif _params(item).get("dtype") == "bfloat16" and _params(item).get("device", "cpu") == "cpu" and not _fast_bfloat16():
+            reason = "this CPU multiplies no bfloat16, and PyTorch emulates it at about 1 GFLOP/s: minutes a call"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _params(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def _fast_bfloat16():
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 _SESSION = pytest.StashKey()
