@@ -96,6 +96,10 @@ class StreamedSplit:
         """Itself: the batches go to the device, not the split."""
         return self
 
+    def resized(self, size) -> StreamedSplit:
+        """The split with pictures read at size (H, W)."""
+        return StreamedSplit(self.pictures, replace(self.frame, size=tuple(size)))
+
     def subset(self, index) -> StreamedSplit:
         return StreamedSplit([self.pictures[i] for i in self._numbers(index)], self.frame)
 

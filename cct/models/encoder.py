@@ -95,6 +95,7 @@ class TransformerClassifier(nn.Module):
         self.grad_checkpointing = False
         self.class_emb = None if seq_pool else nn.Parameter(torch.zeros(1, 1, embedding_dim))
         self.positional_emb = self._positional(sequence_length + (not seq_pool))
+        self.other_lengths = {}  # tokens -> (rows, rows of the table): what makes the embedding of another grid
         if seq_pool:
             self.attention_pool = nn.Linear(embedding_dim, 1)
         # On the CPU in float32, whatever the default device: the published rates are these rounded values.
@@ -133,9 +134,16 @@ class TransformerClassifier(nn.Module):
             x = torch.cat([self.class_emb.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
             mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
         if self.positional_emb is not None:
-            lead = int(self.leading_row)
-            x = x + self.positional_emb[:, lead : lead + x.shape[1]].to(x.dtype)
+            x = x + self._rows(x.shape[1]).to(x.dtype)
         return F.dropout(x, self.dropout, self.training), mask
+
+    def _rows(self, length):
+        """The positional embedding of that many tokens, (1, length, C)."""
+        if length in self.other_lengths:
+            with torch.autocast(self.positional_emb.device.type, enabled=False):
+                return self.other_lengths[length].to(self.positional_emb) @ self.positional_emb
+        lead = int(self.leading_row)
+        return self.positional_emb[:, lead : lead + length]
 
     def encode(self, x, mask=None, backend=None):
         """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""

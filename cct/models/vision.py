@@ -31,6 +31,7 @@ class VisionModel(CompactTransformer):
 
     def _set_size(self, img_size, grid):
         self.img_size, self.grid_size = img_size, grid
+        self.other_sizes, self.classifier.other_lengths = set(), {}
         self.config["kwargs"]["img_size"] = list(img_size)
 
     def _input_size(self):
@@ -51,7 +52,7 @@ class VisionModel(CompactTransformer):
 
     def forward(self, x, mask=None):
         """Logits (B, num_classes) of images (B, in_chans, h, w)."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._is_plain():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._is_plain(x):
             return super().forward(x, mask)
         self._check_input(x, mask)
         tokenizer, classifier = self.tokenizer, self.classifier
@@ -65,16 +66,42 @@ class VisionModel(CompactTransformer):
             head_weight=getattr(head, "weight", None), head_bias=getattr(head, "bias", None), backend=self._backend(),
         )  # fmt: skip
 
-    def _is_plain(self):
+    def _is_plain(self, x):
         """Whether calling the modules in turn computes the network in evaluation mode, seen by nobody on the way."""
         classifier = self.classifier
         called = [(self.tokenizer, ConvTokenizer, PatchTokenizer), (classifier, TransformerClassifier)]
         called += [(block, EncoderBlock) for block in classifier.blocks]
         called += [(classifier.fc, nn.Linear if classifier.num_classes else nn.Identity)]
         called += [] if classifier.seq_pool else [(classifier.norm, nn.LayerNorm)]
-        still = not (self.training or any(module.training for module, *_ in called[1:-1]))
-        own = type(self).tokens is VisionModel.tokens and classifier.norm.eps == EPS
-        return still and own and not any(is_special(module, *kinds) for module, *kinds in called)
+        return (
+            not any(module.training for module in (self, classifier, *classifier.blocks))
+            and not any(is_special(module, *kinds) for module, *kinds in called)
+            and type(self).tokens is VisionModel.tokens
+            and classifier.norm.eps == EPS
+            and isinstance(x, torch.Tensor)
+            and (classifier.positional_emb is None or x.shape[2:] == self.img_size)
+        )
+
+    def accept_size(self, img_size):
+        """Take smaller images, of this size, too: for training that begins with them (progressive resizing).
+
+        Their positional embedding is made from the one of `img_size` in every forward pass, as `set_input_size` would once:
+        parameters, optimizer state and checkpoints stay those of `img_size`.
+        """
+        img_size = pair(self.config["name"], "img_size", img_size, 1)
+        if img_size[0] > self.img_size[0] or img_size[1] > self.img_size[1]:
+            raise ValueError(
+                f"{self.config['name']}: accept_size got {img_size[0]} x {img_size[1]}; expected at most img_size "
+                f"{self.img_size[0]} x {self.img_size[1]}"
+            )
+        grid, classifier = self.tokenizer.sizes(img_size)[-1][1], self.classifier
+        if classifier.positional_embedding == "learnable" and grid != self.grid_size:
+            cls = int(not classifier.seq_pool)
+            rows = torch.eye(classifier.positional_emb.shape[1], device=classifier.positional_emb.device)[None]
+            matrix = resize(rows, self.grid_size, grid, cls)
+            if not torch.equal(classifier.other_lengths.setdefault(matrix.shape[1], matrix), matrix):
+                raise ValueError(f"{self.config['name']}: two sizes that give {matrix.shape[1]} tokens cannot be told apart")
+        self.other_sizes.add(img_size)
 
     def tokens(self, x, mask=None, backend=None):
         self._check_input(x, mask)
@@ -84,8 +111,6 @@ class VisionModel(CompactTransformer):
         name = self.config["name"]
         if mask is not None:
             raise ValueError(f"{name}: mask is given; expected none, only text models take one")
-        if not isinstance(x, torch.Tensor):
-            raise ValueError(f"{name}: input is {type(x).__name__}; expected a tensor")
         if x.dim() != 4 or x.shape[1] != self.in_chans:
             raise ValueError(
                 f"{name}: input has shape {shape_text(x.shape)}; expected (batch, {self.in_chans}, {self.img_size[0]}, "
@@ -95,7 +120,7 @@ class VisionModel(CompactTransformer):
         kind = self.classifier.positional_embedding
         if kind == "none":
             self.tokenizer.sizes(size)  # raises for a size that leaves no token or cuts a patch
-        elif size != self.img_size:
+        elif size != self.img_size and size not in self.other_sizes:
             raise ValueError(
                 f"{name}: input is {size[0]} x {size[1]}; expected img_size {self.img_size[0]} x {self.img_size[1]}, the size "
                 f"of the {kind} positional embedding. Resize the images, build the model with img_size=({size[0]}, {size[1]}) "

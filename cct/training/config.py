@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from . import timm_keys
+from . import sizes, timm_keys
 from .defaults import DATA_SETS, DEFAULTS
 from .values import ConfigError, convert, limit, nearest, read_mapping
 
@@ -51,6 +51,10 @@ class Config:
     num_classes: int | None = maybe("checked against the data, which decide", low=1)
     pretrained: bool | str = option(False, "start from a checkpoint FILE, or the released weights", metavar="FILE")
     img_size: int | None = maybe("side of the square input in pixels; usual for the data set if not given", low=1)
+    progressive: str | None = maybe(
+        "smaller training images for a while: EPOCH=SIDE, from that epoch (the first is 0) on, such as 0=24,6=32",
+        metavar="EPOCH=SIDE,...",
+    )
     interpolation: str = option("bicubic", "filter that resizes image files", choices=FILTERS)
     crop_pct: float = option(1.0, "test images: part of the resized image that the centre crop keeps", above=0, high=1)
     mean: tuple[float, ...] | None = maybe(
@@ -140,6 +144,8 @@ class Config:
         for name in ("scale", "ratio", "cutmix_minmax"):
             if (pair := getattr(self, name)) is not None and pair[0] > pair[1]:
                 raise ConfigError(f"{name}: got {pair[0]} {pair[1]}, expected the lesser number first")
+        if late := [epoch for epoch, _ in sizes.parse(self.progressive) if epoch >= self.epochs]:
+            raise ConfigError(f"progressive: got epoch {late[0]}, expected less than epochs ({self.epochs})")
         self.model_arguments()
 
     def to_yaml(self):
@@ -186,6 +192,8 @@ def coerce(name, value):
         value = value.replace("-", "_")
     elif name == "tta" and value in (0, "0"):
         value = "none"
+    elif name == "progressive" and isinstance(value, dict):
+        value = ",".join(f"{epoch}={side}" for epoch, side in value.items())
     elif name == "color_jitter" and value is None:
         value = 0.0
     value = convert(name, value, KINDS[name], FIELDS[name].metadata)
@@ -193,6 +201,8 @@ def coerce(name, value):
         raise ConfigError(f"fused: got {value!r}, expected true, false or 'strict'")
     if name == "val_split" and isinstance(value, str) and value not in VAL_NAMES:
         raise ConfigError(f"val_split: got {value!r}, expected a fraction or one of {', '.join(VAL_NAMES)}")
+    if name == "progressive":
+        sizes.parse(value)
     return value
 
 

@@ -11,7 +11,7 @@ import torch
 from cct.data import batches
 from cct.models.checkpoints import load_checkpoint
 
-from . import metrics
+from . import metrics, sizes
 from .config import ConfigError
 from .distributed import Workers
 from .elapsed import process_seconds
@@ -52,7 +52,7 @@ class Run:
         self.files = Files(folder, setup, self.workers)
         self.stepper = Step(self.model, setup.objective, self.config, self.device, self.workers)
         self.ema = self.stepper.ema
-        self.train_split = self.data.train.to(self.device)
+        self.side, self.train_split, self.augment = None, self.data.train.to(self.device), setup.augment
         self.split = "test" if self.data.val is None else "val"
         self.held_out = getattr(self.data, self.split).to(self.device)
         self.epochs = total_epochs(self.config)
@@ -91,8 +91,9 @@ class Run:
     def _train_epoch(self, interrupt):
         """Train to the end of the epoch, or to a signal, which is returned."""
         config = self.config
+        self._resize()
         stream = batches.epoch(
-            self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.setup.augment,
+            self.train_split, batch_size=config.batch_size, seed=config.seed, epoch=self.epoch, augment=self.augment,
             mean=self.data.mean, std=self.data.std, device=self.device, num_classes=self.data.num_classes,
             drop_last=config.drop_last, start=self.step, pieces=self.stepper.pieces, own=self.stepper.own,
             carry=self.stepper.carry,
@@ -113,6 +114,19 @@ class Run:
         self.seconds = time.perf_counter() - began
         self._end_epoch()
         return None
+
+    def _resize(self):
+        """Training images, crops and graphs of the size that `progressive` wants in this epoch."""
+        side = sizes.side_of(self.config, self.epoch)
+        if side == self.side:
+            return
+        split, self.augment = self.data.train, self.setup.augment
+        if side is not None:
+            split = split.resized((side, side))
+            padding = round(self.augment.crop_padding * side / self.config.img_size)
+            self.augment = dataclasses.replace(self.augment, crop_padding=padding)
+        self.side, self.train_split = side, split.to(self.device)
+        self.stepper.forget_graphs()
 
     def _train_step(self, images, targets):
         n = min(self.config.batch_size, len(self.data.train) - self.step * self.config.batch_size)

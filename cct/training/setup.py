@@ -11,6 +11,7 @@ from cct.data import Augment, DataSet
 from cct.models import create_model
 from cct.models.complexity import count_macs, count_parameters
 
+from . import sizes
 from .config import Config, ConfigError
 from .distributed import Workers
 from .objective import Classification
@@ -76,6 +77,7 @@ def prepare(config, workers=None, *, pretrained=True):
         config.model, pretrained=config.pretrained if pretrained else False, num_classes=data.num_classes,
         img_size=data.img_size, in_chans=data.channels, fused=config.fused, **config.model_arguments(),
     )  # fmt: skip
+    _accept_sizes(model, config)
     return Setup(config, device, data, model.to(device), make_augment(config), Classification(config.smoothing))
 
 
@@ -107,6 +109,18 @@ def make_model(name, **kwargs):
         raise ConfigError(str(error)) from error
 
 
+def _accept_sizes(model, config):
+    """Let the model take the smaller images of `progressive`."""
+    for _, side in sizes.parse(config.progressive):
+        if config.img_size is None or side > config.img_size:
+            expected = "square images" if config.img_size is None else f"at most img_size, {config.img_size}"
+            raise ConfigError(f"progressive: got side {side}, expected {expected}; the model is evaluated at img_size")
+        try:
+            model.accept_size(side)
+        except ValueError as error:
+            raise ConfigError(f"progressive: side {side}: {error}") from error
+
+
 def resolved_crop_and_flip(config, usual):
     """What stands for crop_padding and flip where they are not given: those of the data, or what scale and hflip say."""
     padding = 0 if config.scale is not None else usual.crop_padding
@@ -136,6 +150,7 @@ def describe(setup, folder, steps, epochs, workers):
     if workers.count > 1:
         processes = f"{workers.count} processes, {workers.local_count} of them here, each on "
     decay = f"weight decay {config.weight_decay:g}" + (" on everything" if config.decay_all else "")
+    smaller = [f"sizes    {config.progressive} (from epoch, the first is 0), else {height}"] if config.progressive else []
     return [
         f"data     {data.name}, {data.source}: {len(data.train):,} training, {held_out}{len(data.test):,} test images, "
         f"{data.num_classes} classes, {height}x{width}, {'grey' if data.channels == 1 else 'RGB'}",
@@ -146,6 +161,7 @@ def describe(setup, folder, steps, epochs, workers):
         f"effective batch {config.batch_size}{pieces}, learning rate {config.lr:g} ({config.sched}, "
         f"{_count(config.warmup_epochs, 'epoch')} of warm-up), {config.opt}, {decay}, "
         f"seed {config.seed}",
+        *smaller,
         f"machine  {processes}{device_name(setup.device)}, {'bfloat16 autocast' if config.amp == 'bf16' else 'float32'}",
         f"kernels  {kernels(model)}",
         f"run      {folder}",

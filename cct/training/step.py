@@ -102,8 +102,13 @@ class Step:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        if self.graph is not None:
-            self.graph.forget()
+        self.forget_graphs()
+
+    def forget_graphs(self):
+        """Capture anew: parameters or the size of the images have changed."""
+        for graphed in (self.graph, self.carry):
+            if graphed is not None:
+                graphed.forget()
 
     def _averaging(self, last):
         """Gradients travel between the workers with the last piece only."""
