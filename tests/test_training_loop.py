@@ -19,7 +19,7 @@ import cct.data
 from cct.models import create_model
 from cct.models.checkpoints import load_checkpoint
 from cct.reports.curves import read_metrics
-from cct.training import objective, run_folder
+from cct.training import objective, run_folder, sessions
 from cct.training import run as run_module
 from cct.training.config import ConfigError, resolve
 from cct.training.loop import resume, train
@@ -220,6 +220,28 @@ def test_saving_by_time_inside_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "save_state", lambda folder, state: (saved.append(state["step"]), real(folder, state)))
     train(configure(tmp_path / "run", epochs=1, save_seconds=0), log=Quiet())
     assert saved == [0, 1, 2, 3, 0]
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_changed(tmp_path, monkeypatch):
+    folder = interrupted(configure(tmp_path / "run", data_dir=str(tmp_path)), 1).folder
+    moved, log = Path(shutil.move(folder, tmp_path / "moved")), Quiet({1: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    monkeypatch.setattr(sessions.machine, "machine", lambda: {"cpu": "another", "cores": 64})
+    resume(moved, {"data_dir": str(tmp_path / "data")}, log=log)
+    state, _ = run_folder.load_state(moved)
+    first, second = state["sessions"]
+    assert second["machine"] == "another, 64 cores, 1 thread" and first["machine"].endswith(" cores, 1 thread")
+    assert [line for line in log.lines if line.startswith("changed")] == [
+        f"changed  machine: {first['machine']} -> {second['machine']}",
+        f"changed  data_dir: {tmp_path} -> {tmp_path / 'data'}",
+    ]
+    assert any("the same up to rounding" in line for line in log.lines)
+    again = Quiet()
+    resume(moved, log=again)
+    assert not any(line.startswith("changed") for line in again.lines)
+    state, _ = run_folder.load_state(moved)
+    assert state["sessions"][:1] == [first] and state["sessions"][1]["machine"] == state["sessions"][2]["machine"]
+    assert [session["epochs"] for session in state["sessions"]] == [0, 0, 3]
+    assert sum(session["seconds"] for session in state["sessions"]) == pytest.approx(state["seconds_from_start"], abs=2)
 
 
 def test_what_a_resume_may_change(tmp_path, monkeypatch, digits):

@@ -3,7 +3,6 @@
 A process for each run keeps threads, memory and crashes apart, and the command that is recorded is the one that ran.
 """
 
-import datetime
 import json
 import shlex
 import subprocess
@@ -13,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cct import recipes
-from cct.reports import machine
 from cct.reports.results import read_json, write_json
-from cct.training import run_folder
+from cct.training import run_folder, sessions
 from cct.training.config import ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
 from cct.training.schedules import total_epochs
 
 MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
-REFUSED = 2  # exit code of `cct train` when the input cannot be used: nothing was trained
 UNTRAINED = {"config.yaml", "run.lock"}  # what a run that was stopped before its first save leaves
 
 
@@ -112,14 +109,9 @@ class Runs:
         self._make_place(job)
         argv, file = job.argv(), str(recipes.path(job.recipe))
         print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
-        machine.commit.cache_clear()  # the process of the run loads what is there now
-        session = {"began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}", "commit": machine.commit()}
-        session |= {"versions": " ".join(f"{name} {version}" for name, version in machine.versions().items())}
-        began = time.monotonic()
         exit_code, stopped = self._wait(argv, interrupt)
-        seconds = round(time.monotonic() - began)
-        if exit_code != REFUSED:
-            job.record["sessions"].append(session | {"seconds": seconds, "exit_code": exit_code, "machine": _machine(job)})
+        if run_folder.has_state(job.folder):
+            job.record["sessions"] = _sessions(job)
         job.record["finished"] = exit_code == 0
         write_json(job.record_path, job.record)
         if exit_code and not stopped:
@@ -169,14 +161,12 @@ class Runs:
             raise ConfigError(f"--runs {self.root}: cannot be written ({error.strerror}); choose another --runs") from None
 
 
-def _machine(job):
-    """What it ran on: the GPU, or the processor with its cores and the threads of the run."""
-    file = job.folder / "config.yaml"
-    config = read_yaml(file) if file.is_file() else {}
-    facts, device, threads = machine.machine(), config.get("device", "cpu"), config.get("threads")
-    if device.startswith("cuda"):
-        return facts.get("gpu", device)
-    return f"{facts['cpu']}, {facts['cores']} cores" + (f", {threads} thread{'' if threads == 1 else 's'}" if threads else "")
+def _sessions(job):
+    """The sessions of the run as its state tells them, on whatever machine; before them those that only the record knows."""
+    told = sessions.earlier(run_folder.load_state(job.folder)[0])
+    dated = [session for session in told if session["began"]]
+    older = [s for s in job.record["sessions"] if s["began"] and (not dated or s["began"] < dated[0]["began"])]
+    return [*(older or told[: len(told) - len(dated)]), *dated]
 
 
 def _text(value, separator=" "):

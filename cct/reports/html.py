@@ -10,6 +10,7 @@ from . import paper
 from .curves import FAINT, INK
 from .figures import COLORS, FAMILIES
 from .markdown import LEGEND, NO_RECIPE, heading
+from .results import of_sessions
 from .summary import state
 
 DARK = {  # the colours of the drawings on a dark page
@@ -137,11 +138,11 @@ def _runs(runs):
     head += "".join(f'<th scope="col" class="left">{name}</th>' for name in ("machine", "versions", "commit", "command"))
     lines = [f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>']
     for run in runs:
-        session = run["sessions"][-1]
         ema = f"{run['ema']:.2f}" if "ema" in run else ""
         best = f"{run['best']:.2f}<small>epoch {run['best_epoch']}</small>"
         numbers = [str(run["seed"]), state(run), f"{run['last']:.2f}", best, ema, f"{run['seconds'] / 60:.1f}"]
-        texts = [escape(session[key]) for key in ("machine", "versions", "commit")] + [f"<code>{escape(run['command'])}</code>"]
+        texts = [escape(of_sessions(run["sessions"], key)) for key in ("machine", "versions", "commit")]
+        texts.append(f"<code>{escape(run['command'])}</code>")
         changes = f"<small>{escape(run['changes'])}</small>" if run["changes"] else ""
         cells = "".join(f"<td>{number}</td>" for number in numbers) + "".join(f'<td class="left">{text}</td>' for text in texts)
         lines.append(f'<tr><th scope="row">{escape(run["recipe"])}{changes}</th>{cells}</tr>')

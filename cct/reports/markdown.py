@@ -1,6 +1,7 @@
 """The report as Markdown."""
 
 from . import paper
+from .results import of_sessions
 from .summary import state
 
 NO_RECIPE = "\N{EN DASH}"
@@ -55,9 +56,8 @@ def _runs(runs):
     for run in runs:
         ema = f"{run['ema']:.2f}" if "ema" in run else ""
         best = f"{run['best']:.2f} ({run['best_epoch']})"
-        session = run["sessions"][-1]
         numbers = [f"{run['last']:.2f}", best, ema, f"{run['seconds'] / 60:.1f}"]
-        facts = [session["machine"], session["commit"], f"`{run['command']}`"]
+        facts = [of_sessions(run["sessions"], "machine"), of_sessions(run["sessions"], "commit"), f"`{run['command']}`"]
         yield _line([run["recipe"], str(run["seed"]), state(run), *numbers, *facts])
 
 

@@ -153,8 +153,8 @@ def _over_seeds(runs):
         "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
         "split": last["split"],
         "changes": last["changes"],
-        "machine": "; ".join(dict.fromkeys(session["machine"] for session in sessions)),
-        "versions": "; ".join(dict.fromkeys(session["versions"] for session in sessions)),
+        "machine": of_sessions(sessions, "machine"),
+        "versions": of_sessions(sessions, "versions"),
         "commit": " ".join(dict.fromkeys(session["commit"] for session in sessions)),
         "command": shown[0]["command"],
     }
@@ -164,6 +164,11 @@ def _over_seeds(runs):
         row[name] = f"{statistics.mean(values):.2f}" if values else ""
         row[f"{name}_sd"] = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return row
+
+
+def of_sessions(sessions, key):
+    """What the sessions of a run say of machine, versions or commit: each thing once, in their order."""
+    return "; ".join(dict.fromkeys(session[key] for session in sessions))
 
 
 def write_table(results, table, rows):

@@ -11,7 +11,7 @@ import torch
 from cct.data import batches
 from cct.models.checkpoints import load_checkpoint
 
-from . import metrics, sizes
+from . import metrics, sessions, sizes
 from .config import ConfigError
 from .distributed import Workers
 from .elapsed import process_seconds
@@ -57,7 +57,8 @@ class Run:
         self.held_out = getattr(self.data, self.split).to(self.device)
         self.epochs = total_epochs(self.config)
         self.steps = batches.num_batches(len(self.data.train), self.config.batch_size, self.config.drop_last)
-        self.epoch, self.rows, self.seconds_before = 0, [], 0.0
+        self.epoch, self.rows, self.seconds_before, self.changed = 0, [], 0.0, []
+        self.session, self.sessions_before = sessions.begin(self.device, self.workers), []
         self._begin_epoch()
         self.saved_at = self.drawn_at = time.monotonic()
 
@@ -76,6 +77,8 @@ class Run:
             self.log.line(line)
         if self.epoch or self.step:
             self.log.line(f"resumed  after epoch {self.epoch}, step {self.step} of {self.steps}")
+        for line in self.changed:
+            self.log.line(line)
         advice = f"Go on with: cct train --resume {self.folder} (the last save is whole)"
         with self.workers.watch(advice), Interrupt(ECHO_SECONDS if self.workers.count > 1 else 0.0) as interrupt:
             signal = None
@@ -233,6 +236,7 @@ class Run:
             "classes": list(self.data.classes),
             "workers": self.workers.count,
             "seconds_from_start": self.seconds_from_start,
+            "sessions": [*self.sessions_before, self.session | {"seconds": round(process_seconds()), "epochs": len(self.rows)}],
             **{name: getattr(self, name) for name in POSITION},
         }
 
@@ -244,6 +248,12 @@ class Run:
             raise ConfigError(f"--resume {self.folder}: it began with {then}, but {self.data.source} has {now}; see --data-dir")
         self.stepper.load_state_dict(state)
         self.rows, self.seconds_before = state["rows"], state["seconds_from_start"]
+        self.sessions_before = sessions.earlier(state)
+        self.changed = sessions.changes(self.sessions_before[-1], self.session)
+        if (before := state["config"]["data_dir"]) != self.config.data_dir:
+            self.changed.append(f"changed  data_dir: {before} -> {self.config.data_dir}")
+        if any(line.startswith(("changed  machine", "changed  versions")) for line in self.changed):
+            self.changed.append("         from here on the same up to rounding, no longer bit for bit")
         for name in POSITION:
             value = state[name]
             setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)

@@ -1,0 +1,35 @@
+"""The sessions of a run: each process, one after the other, with its machine, versions and commit."""
+
+import datetime
+
+import torch
+
+from cct.reports import machine
+
+NOT_RECORDED = {"began": "", "machine": "not recorded", "versions": "not recorded", "commit": "not recorded"}
+
+
+def begin(device, workers):
+    """This session: when it began (UTC), commit, versions, and on what it runs; of several machines, the first."""
+    facts = machine.machine()
+    threads = torch.get_num_threads()
+    where = f"{facts['cpu']}, {facts['cores']} cores, {threads} thread{'' if threads == 1 else 's'}"
+    return {
+        "began": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}",
+        "commit": machine.commit(),
+        "versions": " ".join(f"{name} {version}" for name, version in machine.versions().items()),
+        "machine": (f"{workers.count} x " if workers.count > 1 else "")
+        + (torch.cuda.get_device_name(device) if device.type == "cuda" else where),
+    }
+
+
+def earlier(state):
+    """The sessions that a resume state tells of; a state of an older version only tells how long they took."""
+    seconds = round(state["seconds_from_start"])
+    return state.get("sessions") or [{**NOT_RECORDED, "seconds": seconds, "epochs": len(state["rows"])}]
+
+
+def changes(before, now):
+    """A line for each of machine, versions and commit that is not what it was in the session before."""
+    names = [name for name in ("machine", "versions", "commit") if before[name] != now[name]]
+    return [f"changed  {name}: {before[name] or 'none'} -> {now[name] or 'none'}" for name in names]
