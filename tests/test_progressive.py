@@ -89,7 +89,7 @@ def test_the_side_of_each_epoch():
         ({"progressive": "0=24,x=32"}, "progressive: got 'x=32'"),
         ({"progressive": "0=0"}, "progressive: got '0=0'"),
         ({"progressive": "0=8,0=16"}, "expected each epoch once"),
-        ({"progressive": [0, 24]}, r"progressive: got \[0, 24\], expected text"),
+        ({"progressive": [0, 24]}, r"progressive: got \[0, 24\], expected EPOCH=SIDE"),
         ({"progressive": "3=16", "epochs": 3}, r"progressive: got epoch 3, expected less than epochs \(3\)"),
     ],
 )

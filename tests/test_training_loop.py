@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 import cct.data
+from cct.data import DataError
 from cct.models import create_model
 from cct.models.checkpoints import load_checkpoint
 from cct.reports.curves import read_metrics
@@ -242,6 +243,22 @@ def test_a_run_that_goes_on_elsewhere_says_what_changed(tmp_path, monkeypatch):
     assert state["sessions"][:1] == [first] and state["sessions"][1]["machine"] == state["sessions"][2]["machine"]
     assert [session["epochs"] for session in state["sessions"]] == [0, 0, 3]
     assert sum(session["seconds"] for session in state["sessions"]) == pytest.approx(state["seconds_from_start"], abs=2)
+
+
+def test_a_picture_that_does_not_decode_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    whole = run_module.batches.epoch
+
+    def broken(*args, epoch, **kwargs):
+        yield from whole(*args, epoch=epoch, **kwargs)
+        if epoch == 1:
+            raise DataError("cat.png: cannot be read as an image; replace or remove it")
+
+    monkeypatch.setattr(run_module.batches, "epoch", broken)
+    with pytest.raises(
+        DataError, match=r"^cat\.png: cannot .* it\. Go on with: cct train --resume .*run \(the last save is whole\)$"
+    ):
+        train(configure(tmp_path / "run"), log=Quiet())
+    assert run_folder.load_state(tmp_path / "run")[0]["epoch"] == 1
 
 
 def test_what_a_resume_may_change(tmp_path, monkeypatch, digits):

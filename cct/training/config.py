@@ -196,13 +196,13 @@ def coerce(name, value):
         value = ",".join(f"{epoch}={side}" for epoch, side in value.items())
     elif name == "color_jitter" and value is None:
         value = 0.0
+    if name == "progressive":
+        sizes.parse(value)
     value = convert(name, value, KINDS[name], FIELDS[name].metadata)
     if name == "fused" and isinstance(value, str) and value != "strict":
         raise ConfigError(f"fused: got {value!r}, expected true, false or 'strict'")
     if name == "val_split" and isinstance(value, str) and value not in VAL_NAMES:
         raise ConfigError(f"val_split: got {value!r}, expected a fraction or one of {', '.join(VAL_NAMES)}")
-    if name == "progressive":
-        sizes.parse(value)
     return value
 
 

@@ -8,7 +8,7 @@ from signal import Signals
 
 import torch
 
-from cct.data import batches
+from cct.data import DataError, batches
 from cct.models.checkpoints import load_checkpoint
 
 from . import metrics, sessions, sizes
@@ -86,6 +86,8 @@ class Run:
             try:
                 while self.epoch < self.epochs and not self._reached() and signal is None:
                     signal = self._train_epoch(interrupt)
+            except DataError as error:  # a picture that does not decode
+                raise DataError(f"{error}. {advice}") from error
             finally:
                 self.log.stop()
             self.files.curve(self.rows)

@@ -5,6 +5,8 @@ from .values import ConfigError
 
 def parse(text):
     """[(epoch, side), ...] by epoch, each from that epoch on, counted from 0; [] for None. Raises ConfigError."""
+    if not isinstance(text, str | None):
+        raise ConfigError(f"progressive: got {text!r}, expected EPOCH=SIDE pairs such as 0=24,6=32")
     pairs = []
     for part in (text or "").replace(",", " ").split():
         epoch, _, side = part.partition("=")
