@@ -236,6 +236,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_changed(tmp_path, monkeypatch):
         f"changed  data_dir: {tmp_path} -> {tmp_path / 'data'}",
     ]
     assert any("the same up to rounding" in line for line in log.lines)
+    assert sessions.changes(sessions.NOT_RECORDED, first) == []
     again = Quiet()
     resume(moved, log=again)
     assert not any(line.startswith("changed") for line in again.lines)

@@ -30,6 +30,6 @@ def earlier(state):
 
 
 def changes(before, now):
-    """A line for each of machine, versions and commit that is not what it was in the session before."""
-    names = [name for name in ("machine", "versions", "commit") if before[name] != now[name]]
+    """A line for each of machine, versions and commit that is known to have been another in the session before."""
+    names = [name for name in ("machine", "versions", "commit") if before[name] not in (now[name], NOT_RECORDED[name])]
     return [f"changed  {name}: {before[name] or 'none'} -> {now[name] or 'none'}" for name in names]
