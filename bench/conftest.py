@@ -32,11 +32,7 @@ def pytest_collection_modifyitems(config, items):
             continue
         if not config.getoption("--benchmark"):
             item.add_marker(pytest.mark.skip(reason="a benchmark: pass --benchmark"))
-        elif (
-            str(_params(item).get("dtype")).endswith("bfloat16")
-            and _params(item).get("device", "cpu") == "cpu"
-            and not _fast_bfloat16()
-        ):
+        elif _is_emulated(**_params(item)):
             reason = "this CPU multiplies no bfloat16, and PyTorch emulates it at about 1 GFLOP/s: minutes a call"
             item.add_marker(pytest.mark.skip(reason=reason))
 
@@ -45,8 +41,8 @@ def _params(item):
     return item.callspec.params if hasattr(item, "callspec") else {}
 
 
-def _fast_bfloat16():
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def _is_emulated(device="cpu", dtype="", **_):
+    return device == "cpu" and str(dtype).endswith("bfloat16") and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 _SESSION = pytest.StashKey()
