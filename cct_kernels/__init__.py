@@ -8,6 +8,7 @@
 """
 
 from .compact_transformer import compact_transformer
+from .constant_weights import constant_weights
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import BackendError
 from .encoder import encoder
@@ -21,6 +22,7 @@ from .warmup import warmup
 __all__ = [
     "BackendError",
     "compact_transformer",
+    "constant_weights",
     "conv_tokenizer",
     "encoder",
     "fuse",

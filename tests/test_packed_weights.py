@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations, prune
 
-from cct_kernels import layernorm_mlp, reference
+from cct_kernels import constant_weights, layernorm_mlp, reference
 from cct_kernels.dispatch import machine_why_not
 from cct_kernels.testing import cases, make_inputs
 
@@ -186,6 +186,32 @@ def test_new_weights_in_the_memory_of_old_ones():
         torch.nn.init.normal_(block.fc1_weight)
         torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
         del block
+
+
+@torch.no_grad()
+def test_constant_weights():
+    """The promise holds from its block on: changes before it, counted changes in it and all changes after it are seen."""
+
+    def is_current(block):
+        found, expected = block(), block(reference.layernorm_mlp)
+        return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    block = Block()
+    block()
+    block.fc1_weight.data.mul_(2.0)
+    with constant_weights():
+        assert is_current(block)
+        block.fc1_weight.mul_(1.5)
+        assert is_current(block)
+        with constant_weights():
+            block.fc2_weight.data.mul_(3.0)  # a block of its own, which has not read it yet
+            assert is_current(block)
+        assert is_current(block)
+        block.fc1_weight.data.mul_(2.0)
+        assert not is_current(block)  # what was promised not to happen: the check really is left out
+        block.fc1_weight.data.mul_(0.5)
+    block.fc2_weight.data.mul_(2.0)
+    assert is_current(block)
 
 
 @torch.no_grad()

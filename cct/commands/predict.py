@@ -29,12 +29,13 @@ def run(args):
     import torch
 
     from cct.data.images import load_image
+    from cct_kernels import constant_weights
 
     from .checkpoint import open_classifier
 
     model, config, device, names = open_classifier(args)
     results = []
-    with torch.inference_mode():
+    with torch.inference_mode(), constant_weights():
         for path in args.images:
             image = load_image(path, config["preprocessing"]).to(device)
             top = model(image[None]).softmax(1)[0].topk(min(args.top, model.num_classes))

@@ -85,6 +85,7 @@ uint64_t checksum_words(const uint32_t* words, int64_t n) {
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "fork.h"
@@ -139,6 +140,15 @@ std::mutex g_lock;
 [[maybe_unused]] const bool g_held = hold_in_forks<g_lock>();
 std::unordered_map<Key, Packed, KeyHash> g_packed;
 
+// Inside `constant_weights` a checksum is computed once.
+thread_local bool t_constant = false;
+thread_local std::unordered_map<const void*, uint64_t> t_checksums;
+
+bool constant_weights(bool on) {
+  t_checksums.clear();
+  return std::exchange(t_constant, on);
+}
+
 bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions
   return !weight.is_inference() && weight.is_contiguous() && weight.numel() > 0;
 }
@@ -152,9 +162,10 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
     size_t weight;
   };
   constexpr int64_t kPiece = 16384;  // words
+  auto known = [&](size_t w) { return t_constant && t_checksums.contains(weights[w].const_data_ptr()); };
   std::vector<Piece> pieces;
   for (size_t w = 0; w < weights.size(); ++w) {
-    const int64_t n = is_kept(weights[w]) ? int64_t(weights[w].nbytes()) / 4 : 0;
+    const int64_t n = is_kept(weights[w]) && !known(w) ? int64_t(weights[w].nbytes()) / 4 : 0;
     const uint32_t* words = static_cast<const uint32_t*>(weights[w].const_data_ptr());
     for (int64_t i = 0; i < n; i += kPiece) pieces.push_back({words + i, std::min(kPiece, n - i), w});
   }
@@ -164,8 +175,10 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
   });
   for (size_t i = 0; i < pieces.size(); ++i) hash[pieces[i].weight] = (hash[pieces[i].weight] ^ part[i]) * 1099511628211ull;
   for (size_t w = 0; w < weights.size(); ++w)
-    if (is_kept(weights[w]) && weights[w].nbytes() % 4)  // an odd number of bfloat16
+    if (is_kept(weights[w]) && !known(w) && weights[w].nbytes() % 4)  // an odd number of bfloat16
       hash[w] += *(static_cast<const uint16_t*>(weights[w].const_data_ptr()) + weights[w].numel() - 1) * 2654435761ull;
+  for (size_t w = 0; t_constant && w < weights.size(); ++w)
+    hash[w] = t_checksums.emplace(weights[w].const_data_ptr(), hash[w]).first->second;
   return hash;
 }
 
@@ -205,4 +218,6 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
 }
 
 }  // namespace cct
+
+TORCH_LIBRARY_FRAGMENT(cct_kernels, m) { m.def("constant_weights(bool on) -> bool", &cct::constant_weights); }
 #endif

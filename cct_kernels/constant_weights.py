@@ -1,0 +1,30 @@
+"""A promise about weights that makes inference of single images faster."""
+
+import contextlib
+
+import torch
+
+from . import native
+
+
+@contextlib.contextmanager
+def constant_weights():
+    """Inside the block (of this thread), no weight changes in a way that PyTorch does not count.
+
+    The CPU kernels keep weights in a layout of their own until they change. PyTorch counts changes by in-place operations,
+    optimizers and `load_state_dict`; what is written through `.data`, NumPy or shared memory it does not count, so the kernels
+    also read all weights in every call. For one image that is up to a quarter of the time, which the promise saves:
+
+        with torch.inference_mode(), cct_kernels.constant_weights():
+            logits = model(image)
+
+    Changes that PyTorch counts are seen as always. On other devices the promise changes nothing.
+    """
+    if native.why_not("cpu") is not None:
+        yield
+        return
+    before = torch.ops.cct_kernels.constant_weights(True)
+    try:
+        yield
+    finally:
+        torch.ops.cct_kernels.constant_weights(before)
