@@ -11,7 +11,8 @@ Isa isa();
 
 }  // namespace cct
 
-// CCT_DECLARE(void f(int)) declares f once in each namespace; CCT_CALL(f, 1) calls the one of isa().
+// CCT_DECLARE(void f(int)) declares f once in each namespace; CCT_CALL(f, 1) calls the one of isa(), or of the only set that a
+// program in csrc/tests is built for.
 #if defined(__x86_64__)
 #define CCT_DECLARE(...)  \
   namespace generic {     \
@@ -29,12 +30,16 @@ Isa isa();
   namespace amx {         \
   __VA_ARGS__;            \
   }
+#if defined(CCT_ISA)
+#define CCT_CALL(fn, ...) CCT_ISA::fn(__VA_ARGS__)
+#else
 #define CCT_CALL(fn, ...)                                                   \
   (::cct::isa() == ::cct::Isa::kAmx          ? amx::fn(__VA_ARGS__)         \
    : ::cct::isa() == ::cct::Isa::kAvx512Bf16 ? avx512_bf16::fn(__VA_ARGS__) \
    : ::cct::isa() == ::cct::Isa::kAvx512     ? avx512::fn(__VA_ARGS__)      \
    : ::cct::isa() == ::cct::Isa::kAvx2       ? avx2::fn(__VA_ARGS__)        \
                                              : generic::fn(__VA_ARGS__))
+#endif
 #else
 #define CCT_DECLARE(...) \
   namespace generic {    \
