@@ -9,11 +9,11 @@ constexpr const char* kOp = "compact_transformer";
 
 at::Tensor compact_transformer_forward(const at::Tensor& x, at::TensorList conv_weights,
                                        const c10::List<OptionalTensor>& conv_biases, at::IntArrayRef windows, bool relu,
-                                       at::IntArrayRef pool, const OptionalTensor& class_token, const OptionalTensor& positional,
-                                       at::TensorList blocks, int64_t num_heads, const at::Tensor& norm_weight,
-                                       const at::Tensor& norm_bias, const OptionalTensor& pool_weight,
-                                       const OptionalTensor& head_weight, const OptionalTensor& head_bias, double eps,
-                                       at::ScalarType compute) {
+                                       at::IntArrayRef pool, const OptionalTensor& class_token,
+                                       const OptionalTensor& positional, at::TensorList blocks, int64_t num_heads,
+                                       const at::Tensor& norm_weight, const at::Tensor& norm_bias,
+                                       const OptionalTensor& pool_weight, const OptionalTensor& head_weight,
+                                       const OptionalTensor& head_bias, double eps, at::ScalarType compute) {
   const size_t stages = conv_weights.size();
   TORCH_CHECK_VALUE(stages > 0, kOp, ": conv_weights is empty; expected a stage");
   TORCH_CHECK_VALUE(conv_biases.size() == stages, kOp, ": conv_biases has ", conv_biases.size(), " entries; expected ", stages);
@@ -22,8 +22,8 @@ at::Tensor compact_transformer_forward(const at::Tensor& x, at::TensorList conv_
   for (size_t s = 0; s < stages; ++s) {
     const auto window = windows.slice(4 * s, 4);
     const at::Tensor in = t;
-    t = std::get<0>(conv_tokenizer_forward(in, conv_weights[s], conv_biases.get(s), window.slice(0, 2), window.slice(2, 2), relu,
-                                           pool, compute, false));
+    t = std::get<0>(conv_tokenizer_forward(in, conv_weights[s], conv_biases.get(s), window.slice(0, 2), window.slice(2, 2),
+                                           relu, pool, compute, false));
     if (s + 1 == stages) break;
     auto size = [&](int64_t d) {  // checked by the stage
       const int64_t convolved = (in.size(d + 2) + 2 * window[2 + d] - conv_weights[s].size(d + 2)) / window[d] + 1;

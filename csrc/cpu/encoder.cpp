@@ -4,9 +4,10 @@
 //
 // Images that are too few for the threads are cut into blocks of rows. Between the keys and values of two layers everything is
 // local to a row (attention of its query, projection, MLP, the next layer's q, k and v), so the threads meet once a layer.
+#include "encoder.h"
+
 #include <vector>
 
-#include "encoder.h"
 #include "forward.h"
 
 namespace cct {

@@ -1,5 +1,5 @@
-// How the threads of the encoder divide images and rows, and where their activations lie; free of PyTorch, so that the driver in
-// csrc/tests runs it under sanitizers. See encoder.cpp.
+// How the threads of the encoder divide images and rows, and where their activations lie; free of PyTorch, so that the driver
+// in csrc/tests runs it under sanitizers. See encoder.cpp.
 #pragma once
 
 #include "layernorm_attention.h"

@@ -10,8 +10,8 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
                                                           at::IntArrayRef padding, bool relu, at::IntArrayRef pool,
                                                           at::ScalarType compute, bool keep);
 
-at::Tensor encoder_forward(const at::Tensor& x, at::TensorList blocks, int64_t num_heads, const OptionalTensor& mask, double eps,
-                           at::ScalarType compute);
+at::Tensor encoder_forward(const at::Tensor& x, at::TensorList blocks, int64_t num_heads, const OptionalTensor& mask,
+                           double eps, at::ScalarType compute);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_forward(const at::Tensor& x, const at::Tensor& weight,
                                                                            const OptionalTensor& norm_weight,

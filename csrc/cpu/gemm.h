@@ -97,8 +97,8 @@ constexpr int kRows = 4, kColumns = 2;
 #endif
 
 template <int MR, bool kAdd, typename T>
-CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
-  for (int j0 = 0; j0 < kVecs; j0 += kColumns) {
+CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
+  for (int j0 = 0; j0 < vecs; j0 += kColumns) {
     Vec acc[MR][kColumns];
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
@@ -125,24 +125,27 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 }
 
 template <bool kAdd, typename T>
-CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+                               int64_t columns) {
+  const int vecs = int((columns + kLanes - 1) / kLanes);
   int64_t i = 0;
   // 8 rows as 4 + 4: the additions of 2 rows are too few to hide their latency
   for (; i + kRows <= M && (kRows != 6 || M - i != 8); i += kRows)
-    register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-  for (; kRows == 6 && i + 4 <= M; i += 4) register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-  for (; i + 2 <= M; i += 2) register_block<2, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-  if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+    register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
+  for (; kRows == 6 && i + 4 <= M; i += 4) register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
+  for (; i + 2 <= M; i += 2) register_block<2, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
+  if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
 }
 
 #if !defined(__FMA__)
 // Without fused multiply-add every product is rounded as well; sums in pieces of 32 keep the error of the other sets.
 template <bool kAdd, typename T>
-CCT_INLINE void piecewise_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+CCT_INLINE void piecewise_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+                                  int64_t columns) {
   constexpr int64_t kPiece = 32;
-  vector_product<kAdd>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc);
+  vector_product<kAdd>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc, columns);
   for (int64_t k = kPiece; k < K; k += kPiece)
-    vector_product<true>(M, K - k < kPiece ? K - k : kPiece, A + k, lda, panel + k * kPanel, C, ldc);
+    vector_product<true>(M, K - k < kPiece ? K - k : kPiece, A + k, lda, panel + k * kPanel, C, ldc, columns);
 }
 #endif
 
@@ -223,16 +226,17 @@ CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t ld
 }
 #endif
 
-// C (M, 64) = or += A panel. With AMX, C and A reach to the next multiple of 16 rows.
+// C (M, 64) = or += A panel, or at least the first `columns` of it. With AMX, C and A reach to the next multiple of 16 rows.
 template <bool kAdd, typename T>
-CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc) {
+CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+                        int64_t columns = kPanel) {
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
 #endif
 #if defined(__FMA__)
-  vector_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+  vector_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
 #else
-  piecewise_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+  piecewise_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
 #endif
 }
 

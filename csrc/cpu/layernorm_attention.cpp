@@ -134,13 +134,14 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
   float inverse[kBlockRows];
   for (int64_t i = first; i < last; i += kBlockRows) {
     const int64_t R = last - i < kBlockRows ? last - i : kBlockRows;
-    for (int64_t j = 0; j < a.Np; j += kPanel) product<false>(R, a.hd, q + i * a.hdp, a.hdp, kt + j * a.hdp, s + j, a.Np);
+    for (int64_t j = 0; j < a.N; j += kPanel)
+      product<false>(R, a.hd, q + i * a.hdp, a.hdp, kt + j * a.hdp, s + j, a.Np, smaller(kPanel, a.N - j));
     for (int64_t r = 0; r < R; ++r) {
       float* lse = a.lse ? a.lse + (b * a.heads + head) * a.N + i + r : nullptr;
       inverse[r] = 1.f / softmax_row(a, dropout, s + r * a.Np, p + r * a.Np, b, head, i + r, lse);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel)
-      product_blocks(R, a.Nr, p, a.Np, vp + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, p, a.Np, vp + c * a.Nr, [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) {
           float* t = tile + r * kPanel;
           for (int l = 0; l < kPanel; l += kLanes) store(t + l, load(t + l) * inverse[r]);
@@ -281,17 +282,17 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
     }
     for (int64_t c = 0; c < a.hd; c += kPanel) {
       T* out = w.dqkv + head * a.hd + c;
-      product_blocks(R, a.Nr, w.pT, a.Np, w.do_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, w.pT, a.Np, w.do_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + 2 * a.C, tile + r * kPanel, a.hd - c);
       });
-      product_blocks(R, a.Nr, w.dsT, a.Np, w.q_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, w.dsT, a.Np, w.q_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + a.C, tile + r * kPanel, a.hd - c);
       });
     }
   }
   alignas(64) float turned[kPanel * kBlockRows];
   for (int64_t i = 0; i < a.N; i += kPanel)
-    product_blocks(a.hd, a.Nr, w.kT, a.Nr, w.ds_rows + i * a.Nr, [&](int64_t d, int rows, float* tile) {
+    product_blocks(a.hd, a.N, w.kT, a.Nr, w.ds_rows + i * a.Nr, [&](int64_t d, int rows, float* tile) {
       transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, kPanel);
       for (int64_t n = 0; n < kPanel && i + n < a.N; ++n)
         store_row(w.dqkv + (i + n) * a.Qp + head * a.hd + d, rows, turned + n * kBlockRows);
@@ -330,7 +331,7 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
     transpose(w.y, a.Cp, w.yT, a.Nr, a.Nr, a.Cp, w.pairs);
     for (int64_t p = 0; p < panels(a.C); ++p) {
       pack_rows(o + p * kPanel, a.Cp, w.panel, a.Nr);
-      product<true>(a.C, a.Nr, w.daT, a.Nr, w.panel, g.dwproj + p * kPanel, a.Cp);
+      product<true>(a.C, a.N, w.daT, a.Nr, w.panel, g.dwproj + p * kPanel, a.Cp);
     }
   }
   const int64_t per_head = a.hdp / kPanel;
@@ -351,7 +352,7 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
   if (a.need_weights)
     for (int64_t p = 0; p < a.Qp / kPanel; ++p) {
       pack_rows(w.dqkv + p * kPanel, a.Qp, w.panel, a.Nr);
-      product<true>(a.C, a.Nr, w.yT, a.Nr, w.panel, g.dwqkv + p * a.Cp * kPanel, kPanel);
+      product<true>(a.C, a.N, w.yT, a.Nr, w.panel, g.dwqkv + p * a.Cp * kPanel, kPanel);
     }
   if (g.dbqkv)
     for (int64_t i = 0; i < a.N; ++i) {
