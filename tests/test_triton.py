@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -46,9 +47,14 @@ MATMULS = (
     "weight_gradient_",
     "attention_",
     "row_segment_",
+    "layernorm_mlp_",
     "conv_tokenizer_forward_",
     "conv_tokenizer_backward_weight_",
 )
+UNEVEN = "3x32x32", "C200"  # widths that are no multiple of 16: loads of single numbers there
+POINTER = re.compile(r"%(\w+): !tt\.ptr<\w+>( \{tt\.divisibility = 16 : i32\})?")
+STRIDE = re.compile(r"%(stride_\w+): i(?:32|64)( \{tt\.divisibility = 16 : i32\})?")
+WIDE_LOAD = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\.shared\.global [^;]*, (?:0x10|16)\b")
 
 
 @pytest.mark.parametrize("op", [*OPS, "encoder", "drops or sum_of"])
@@ -65,7 +71,9 @@ def test_under_the_interpreter(op):
 def test_compiles_without_spills(name, dtype, arch):
     from cct_kernels.triton import aot
 
-    check_kernels(aot.compiled(arch, NAMES[name], dtype), arch, dtype)
+    launches = aot.compiled(arch, NAMES[name], dtype)
+    check_kernels(launches, arch, dtype)
+    check_loads(launches, even=not any(part in name for part in UNEVEN))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -75,6 +83,7 @@ def test_encoder_compiles_without_spills(name):
     *sizes, random = ENCODERS[name]
     launches = aot.compiled_encoder("sm_90", torch.bfloat16, *sizes, **random)
     check_kernels(launches, "sm_90", torch.bfloat16)
+    check_loads(launches)
     names = {launched.kernel.name for launched in launches}
     assert {"row_segment_forward_kernel", "row_segment_backward_kernel"} < names
     assert not {"layernorm_mlp_forward_kernel", "layernorm_mlp_backward_kernel"} & names
@@ -108,6 +117,16 @@ def check_kernels(launches, arch, dtype):
             arch != "sm_90" or dtype == torch.float32 or not kernel.name.startswith(MATMULS) or "wgmma" in kernel.asm["ptx"]
         ), kernel.name
         assert used["registers"] <= 255 and used["shared"] <= launch.SHARED_MEMORY[arch], f"{kernel.name}: {used}"
+
+
+def check_loads(launches, even=True):
+    """Triton takes every tensor to start at a multiple of 16 bytes, and so loads 16 bytes at a time."""
+    for kernel in (launched.kernel for launched in launches):
+        (signature,) = (line for line in kernel.asm["ttir"].splitlines() if "tt.func public" in line)
+        known = POINTER.findall(signature) + (STRIDE.findall(signature) if even else [])
+        assert known and all(divisible for _, divisible in known), f"{kernel.name}: {known}"
+        if even and kernel.name != "seqpool_forward_combine_kernel":  # reads rows of C + 2 numbers
+            assert WIDE_LOAD.search(kernel.asm["ptx"]), kernel.name
 
 
 def test_rows_of_the_tables():

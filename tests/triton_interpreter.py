@@ -112,7 +112,7 @@ def test_layernorm_mlp_in_one_kernel_with_drop_path():
 def test_layernorm_attention_in_blocks_of_keys(name, monkeypatch):
     """The way of long rows, on short ones."""
     table = {2: {None: (32, 64 if "train" in name else 16, 4, 1)}}
-    monkeypatch.setitem(attention.CONFIGS, "sm_90", {"forward": table, "backward": table})
+    monkeypatch.setitem(attention.CONFIGS, "sm_90", dict.fromkeys(attention.CONFIGS["sm_90"], table))
     (case,) = (case for case in testing.cases("layernorm_attention") if case.name == name)
     compare(case, torch.float16, on_triton("layernorm_attention"))
 

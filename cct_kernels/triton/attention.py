@@ -23,13 +23,18 @@ from .linear import keep_scale, precision
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
 # longer rows. Chosen at hd = 64 so that nothing spills, with dropout or without (float32 with mask and dropout: 24 bytes);
 # not yet timed on any GPU.
-_SINGLE = {"forward": {None: (16, 64, 8, 2)}, "backward": {None: (16, 64, 8, 1)}}
+_SINGLE = {
+    "forward": {None: (16, 64, 8, 2)},
+    "backward": {256: (16, 64, 8, 1), None: (16, 64, 16, 1)},
+    "backward_dq": {None: (16, 64, 8, 1)},
+}
 _AMPERE = {
     "forward": {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 8, 1), 256: (32, 256, 8, 1), None: (64, 64, 4, 2)},
         4: _SINGLE["forward"],
     },
     "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
+    "backward_dq": {2: {None: (32, 64, 8, 1)}, 4: _SINGLE["backward_dq"]},
 }
 _HOPPER = {
     "forward": {
@@ -40,12 +45,15 @@ _HOPPER = {
         2: {64: (64, 64, 8, 1), 128: (64, 128, 8, 1), 256: (16, 256, 8, 1), None: (64, 64, 8, 1)},
         4: _SINGLE["backward"],
     },
+    "backward_dq": {2: {None: (64, 64, 8, 1)}, 4: _SINGLE["backward_dq"]},
 }
 _DROPOUT = {
     "forward": {256: (64, 128, 4, 1)},
     "backward": {128: (32, 128, 8, 1), 256: (64, 128, 8, 1)},
+    "backward_dq": {256: (64, 128, 8, 1)},
 }  # on Hopper: the masks too
-CONFIGS = {"sm_80": _AMPERE, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
+_A100 = _AMPERE | {"backward": _AMPERE["backward"] | {4: {64: (16, 64, 16, 1)} | _SINGLE["backward"]}}
+CONFIGS = {"sm_80": _A100, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
 
 
 def _config(kind, qkv, N, head_dim, p):
@@ -270,5 +278,6 @@ def attention_backward(do, qkv, B, N, heads, mask, p, seed, o, lse):
             *arguments, **flags, ONE_BLOCK=one_block, **config
         )
         if not one_block:
+            config = _config("backward_dq", qkv, N, C // heads, p)
             attention_backward_dq_kernel[(triton.cdiv(N, config["BLOCK_Q"]) * B * heads,)](*arguments, **flags, **config)
     return dqkv

@@ -256,8 +256,9 @@ def layernorm_backward_kernel(
 @triton.jit
 def sum_partials_kernel(partial_ptr, out_ptr, parts, size, chunk, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
     """out[group] = the sum of `chunk` of `parts` vectors, BLOCK_P at a time."""
-    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    group = tl.program_id(1)
+    blocks = tl.cdiv(size, BLOCK)
+    offs = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    group = tl.program_id(0) // blocks  # not a second dimension of the grid, which ends at 65535
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(group * chunk, tl.minimum((group + 1) * chunk, parts), BLOCK_P):
         offs_p = part + tl.arange(0, BLOCK_P)
@@ -350,8 +351,9 @@ def sum_partials(partial, dtype):
     groups = triton.cdiv(parts, chunk)
     out = partial.new_empty(groups, *partial.shape[1:], dtype=dtype if groups == 1 else torch.float32)
     if size > 0:
-        grid = triton.cdiv(size, 64), groups
-        sum_partials_kernel[grid](partial, out, parts, size, chunk, BLOCK_P=16, BLOCK=64, num_warps=4)
+        sum_partials_kernel[(triton.cdiv(size, 64) * groups,)](
+            partial, out, parts, size, chunk, BLOCK_P=16, BLOCK=64, num_warps=4
+        )
     return out[0] if groups == 1 else sum_partials(out, dtype)
 
 
