@@ -52,7 +52,7 @@ _DROPOUT = {
     "backward": {128: (32, 128, 8, 1), 256: (64, 128, 8, 1)},
     "backward_dq": {256: (64, 128, 8, 1)},
 }  # on Hopper: the masks too
-_A100 = _AMPERE | {"backward": _AMPERE["backward"] | {4: {64: (16, 64, 16, 1)} | _SINGLE["backward"]}}
+_A100 = _AMPERE | {"backward": _AMPERE["backward"] | {4: {64: (16, 64, 16, 1), 256: (16, 64, 8, 1), None: (16, 64, 8, 2)}}}
 CONFIGS = {"sm_80": _A100, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
 
 

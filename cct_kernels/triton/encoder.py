@@ -1,9 +1,10 @@
 """All blocks of the encoder in Triton: LN and qkv of the first, then two kernels a layer, attention core and row segment.
 
 Between a layer's kernels only the stream (x and mid), qkv, o and the row statistics exist; training keeps them. Backward runs
-the same chain from the end, two kernels a layer beside the products that make the weight gradients. Where the row segment has
-no configuration (float32, wide rows, few rows, dropout in backward) layernorm_attention and layernorm_mlp take turns and give
-the same tensors.
+the same chain from the end, two kernels a layer beside the products that make the weight gradients. These sum the gradients of
+the biases; those of a LayerNorm are summed where its rows are in registers anyway, which reads nothing twice. Where
+the row segment has no configuration (float32, wide rows, few rows, dropout in backward) layernorm_attention and layernorm_mlp
+take turns and give the same tensors.
 """
 
 from typing import NamedTuple
