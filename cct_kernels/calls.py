@@ -21,6 +21,12 @@ def expect_first_derivative(op):
         raise RuntimeError(f"{op}: the kernels have no second derivative; use backend='reference', or a model with fused=False")
 
 
+def alike(x, tensors):
+    """Whether all of `tensors` are dense tensors on the device of x and of its dtype; None passes."""
+    kind = x.dtype, x.device, torch.strided
+    return all(t is None or (isinstance(t, torch.Tensor) and (t.dtype, t.device, t.layout) == kind) for t in tensors)
+
+
 def draw_seed(device):
     """A fresh (seed, offset) from PyTorch's generator of the device, so that torch.manual_seed governs our masks too.
 

@@ -4,11 +4,11 @@ import itertools
 
 import torch
 
-from .calls import compute_dtype
-from .checks import expect_optional, expect_tensor
+from .calls import alike, compute_dtype
+from .checks import expect_optional, expect_tensor, pair
 from .conv_tokenizer import conv_tokenizer
 from .dispatch import TABLE, choose
-from .encoder import encoder
+from .encoder import Block, encoder
 from .seqpool import seqpool
 
 OP = "compact_transformer"
@@ -48,10 +48,12 @@ def compact_transformer(
     _check(x, stages, parameters)
     if (OP, x.device.type) in TABLE and choose(OP, x, backend) == "cpu" and not torch.is_grad_enabled():
         weights, biases, strides, paddings = zip(*stages, strict=True)
-        flat = [tensor for block in blocks for tensor in block]
-        if all(len(block) == 11 for block in blocks) and _alike(x, itertools.chain(weights, biases, parameters, flat)):
-            windows = [v for pair in zip(strides, paddings, strict=True) for side in pair for v in side]
-            window = [side for part in pool for side in _pair(part)] if pool is not None else [1, 1, 1, 1, 0, 0]
+        flat = _flat(blocks)
+        if flat is not None and alike(x, itertools.chain(weights, biases, parameters, flat)):
+            windows = []
+            for stride, padding in zip(strides, paddings, strict=True):
+                windows += [*pair(OP, "stride", stride, 1), *pair(OP, "padding", padding, 0)]
+            window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]
             return torch.ops.cct_kernels.compact_transformer_forward(
                 x, weights, biases, windows, relu, window, class_token, positional, flat, num_heads, norm_weight, norm_bias,
                 pool_weight, head_weight, head_bias, eps, compute_dtype(x),
@@ -71,14 +73,13 @@ def compact_transformer(
     return x if head_weight is None else torch.nn.functional.linear(x, head_weight, head_bias)
 
 
-def _alike(x, tensors):
-    """Whether all tensors are dense, on the device of x and of its dtype."""
-    kind = x.dtype, x.device, torch.strided
-    return all(t is None or (t.dtype, t.device, t.layout) == kind for t in tensors)
-
-
-def _pair(value):
-    return (value, value) if isinstance(value, int) else value
+def _flat(blocks):
+    """The tensors of all blocks, or None where the encoder will find fault with them."""
+    several, fields = (tuple, list), len(Block._fields)
+    if not isinstance(blocks, several) or any(not isinstance(block, several) or len(block) != fields for block in blocks):
+        return None
+    flat = [tensor for block in blocks for tensor in block]
+    return flat if all(isinstance(tensor, torch.Tensor) for tensor in flat) else None
 
 
 def _check(x, stages, parameters):

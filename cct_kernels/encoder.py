@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
+from .calls import alike, compute_dtype, draw_seed, expect_first_derivative, kernels
 from .checks import expect_int, expect_optional, expect_tensor
 from .dispatch import choose
 from .layernorm_attention import _check as check_attention
@@ -64,7 +64,8 @@ def encoder(
     options = {"num_heads": num_heads, "mask": mask, "attn_dropout": attn_dropout, "dropout": dropout}
     options |= {"drop_path_scales": drop_path_scales, "seed": seed, "eps": eps}
     chosen = choose(OP, x, backend)
-    if chosen != "cpu" or not _alike(x, blocks):  # the native op checks shapes by itself, in a tenth of the time
+    tensors = [tensor for block in blocks for tensor in block]
+    if chosen != "cpu" or not alike(x, tensors):  # the native op checks shapes by itself, in a tenth of the time
         for block in blocks:
             check_attention(x, *block[:5], num_heads, None, mask)
             check_mlp(x, *block[5:], dropout, None, seed, eps)
@@ -74,15 +75,8 @@ def encoder(
         plain = drop_path_scales is None and attn_dropout == dropout == 0.0
         if not plain or _needs_gradient(x, blocks):
             return _loop(x, blocks, **options, backend=backend)
-        tensors = [t for block in blocks for t in block]
         return torch.ops.cct_kernels.encoder_forward(x, tensors, num_heads, mask, eps, compute_dtype(x))
     return _whole(x, blocks, **options, backend=chosen) if len(blocks) else x
-
-
-def _alike(x, blocks):
-    """Whether all parameters are dense, on the device of x and of its dtype."""
-    kind = x.dtype, x.device, torch.strided
-    return all((t.dtype, t.device, t.layout) == kind for block in blocks for t in block)
 
 
 def _needs_gradient(x, blocks):

@@ -89,6 +89,19 @@ def test_a_channels_last_image_and_a_view():
         assert torch.equal(model(torch.stack([x, x], -1)[..., 1]), expected)
 
 
+def test_one_number_for_both_sides_of_a_window(calls):
+    model, x = make("cvt_7_4")
+    (conv,), classifier = model.tokenizer.convs, model.classifier
+    with torch.no_grad():
+        out = compact_transformer(
+            x, [(conv.weight, conv.bias, conv.stride[0], 0)], [block.tensors() for block in classifier.blocks],
+            classifier.norm.weight, classifier.norm.bias, num_heads=4, relu=False, pool=None,
+            positional=classifier.positional_emb, pool_weight=classifier.attention_pool.weight,
+            head_weight=classifier.fc.weight, head_bias=classifier.fc.bias,
+        )  # fmt: skip
+        assert calls and torch.equal(out, model(x))
+
+
 def test_whoever_looks_at_a_module_is_called(calls):
     for pick in (
         lambda m: m.tokenizer,
@@ -144,6 +157,8 @@ def test_gradients_reach_every_parameter():
         ({"pool_weight": torch.zeros(1, 5)}, "weight has shape"),
         ({"head_bias": torch.zeros(7)}, "head_bias has shape"),
         ({"blocks": [()]}, "blocks"),
+        ({"blocks": None}, "blocks is NoneType; expected a sequence of blocks"),
+        ({"blocks": [[None] * 11]}, "norm_weight is NoneType; expected a tensor"),
         ({"num_heads": 3}, "num_heads is 3"),
         ({"backend": "fast"}, "backend is 'fast'"),
     ],
