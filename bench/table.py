@@ -83,11 +83,16 @@ AHEAD, BEHIND = "#2a6f97", "#c1440e"
 
 
 def chart(machines, path):
-    """Whole models, a panel for each kind: how many times ours is faster (or smaller) than the best peer; logarithmic."""
+    """Whole models, a panel for each machine and kind: ours against the best peer, faster or smaller; logarithmic."""
     from matplotlib.figure import Figure
 
-    rows = [row for rows in machines.values() for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
-    panels = {title: [row for row in rows if row["kind"] == kind] for kind, title in CHARTED.items()}
+    panels = {}
+    for rows in machines.values():
+        facts = rows[-1]["machine"]
+        name = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
+        shown = [row for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
+        for kind, title in CHARTED.items():
+            panels[f"{title}: {name}"] = [row for row in shown if row["kind"] == kind]
     panels = {title: rows for title, rows in panels.items() if rows}
     heights = [len(rows) + 1.5 for rows in panels.values()]
     figure = Figure(figsize=(9, 0.8 + 0.27 * sum(heights)), layout="constrained")
@@ -113,8 +118,6 @@ def chart(machines, path):
         ticks := [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if 0.6 <= t <= axes.get_xlim()[1]], [f"{t:g}x" for t in ticks]
     )
     axes.set_xlabel("ours against the best peer: right of 1x ours is faster, or smaller")
-    machine = next(iter(machines.values()))[-1]["machine"]
-    figure.suptitle(machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
