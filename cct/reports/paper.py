@@ -27,6 +27,7 @@ TITLES = {
     "figure5": "Image size",
     "figure6": "Image size by positional embedding",
     "figure7": "Image sizes not trained at",
+    "twins": "From ViT to CCT with 2 layers, 15 epochs",
     "speed": "Recipes of our own that end at an accuracy",
 }
 DATA_SETS = {
@@ -68,14 +69,14 @@ def stem(table):
 
 
 def title(table):
-    """How it is called in text: "Table 1", "Figure 4", "README", "Claims", "Speed"."""
+    """How it is called in text: "Table 1", "Figure 4", "README", "Claims", "Twins", "Speed"."""
     names = {"readme_main": "README", "readme_examples": "README, examples", "readme_v1": "README, 2021"}
-    names |= {"claims": "Claims", "speed": "Speed"}
+    names |= {"claims": "Claims", "twins": "Twins", "speed": "Speed"}
     return names.get(table) or (f"Table {table}" if table.isdigit() else f"Figure {table.removeprefix('figure')}")
 
 
 def printed(table):
-    """The printed numbers of a table in the printed order; [] for figures, which are drawn only, and speed."""
+    """The printed numbers of a table in the printed order; [] for figures, which are drawn only, twins and speed."""
     path = FOLDER / f"{stem(table)}.csv"
     if not path.is_file():
         return []
