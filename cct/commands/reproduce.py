@@ -21,7 +21,7 @@ Exit codes: 0 done, or stopped at the budget; 1 a run failed; 2 wrong usage; 130
 def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "reproduce", run, "run the recipes of a table of the paper", EPILOG)
-    parser.add_argument("table", metavar="TABLE", nargs="?", help="1 2 3 4 7 8 11, readme_main, figure5, claims, twins, speed ...")
+    parser.add_argument("table", metavar="TABLE", nargs="?", help="1 2 3 4 7 8 11, figure5, claims, twins, speed ...")
     parser.add_argument("--row", metavar="R", help="only rows of this name, or whose name begins with it")
     parser.add_argument("--dataset", metavar="D", help="only this data set, such as cifar10")
     parser.add_argument("--seeds", metavar="K", type=int, default=1, help="runs of each recipe: its seed, the next one ... (1)")
