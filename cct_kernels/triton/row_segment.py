@@ -290,7 +290,7 @@ class Config(NamedTuple):
 BYTES = (2,)  # of a number of the products
 _HOPPER = {
     "forward": {128: Config(128, 64, 64, 8, 2), 256: Config(64, 64, 64, 8, 2)},
-    "forward_dropout": {128: Config(64, 64, 64, 8, 2)},
+    "forward_dropout": {128: Config(16, 64, 64, 8, 2)},
     "backward": {128: Config(32, 64, 64, 8, 2), 256: Config(32, 64, 32, 8, 2)},
 }
 _BLACKWELL = {
