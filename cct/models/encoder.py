@@ -46,10 +46,11 @@ class EncoderBlock(nn.Module):
 
     def tensors(self):
         """The parameters in the order of `cct_kernels.encoder.Block`."""
-        attention = self.self_attn
+        modules = self._modules
+        attention = modules["self_attn"]._modules
         return (
-            self.pre_norm.weight, self.pre_norm.bias, attention.qkv.weight, attention.proj.weight, attention.proj.bias,
-            self.norm1.weight, self.norm1.bias, self.linear1.weight, self.linear1.bias, self.linear2.weight, self.linear2.bias,
+            *weight_and_bias(modules["pre_norm"]), weight_and_bias(attention["qkv"])[0], *weight_and_bias(attention["proj"]),
+            *weight_and_bias(modules["norm1"]), *weight_and_bias(modules["linear1"]), *weight_and_bias(modules["linear2"]),
         )  # fmt: skip
 
     def attention_map(self, x, mask=None):
@@ -164,6 +165,12 @@ class TransformerClassifier(nn.Module):
 
     def forward(self, x, mask=None, backend=None):
         return self.fc(self.pool(self.encode(x, mask, backend), backend, normalised=False))
+
+
+def weight_and_bias(module):
+    """module.weight, module.bias; where they are plain parameters without the search of nn.Module, a microsecond for each."""
+    own = module._parameters
+    return (own["weight"], own["bias"]) if "weight" in own and "bias" in own else (module.weight, module.bias)
 
 
 def is_special(module, *kinds):

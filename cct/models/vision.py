@@ -10,7 +10,7 @@ from cct_kernels.checks import pair, shape_text
 
 from .arguments import keyword_arguments
 from .base import CompactTransformer
-from .encoder import EncoderBlock, TransformerClassifier, is_special
+from .encoder import EncoderBlock, TransformerClassifier, is_special, weight_and_bias
 from .positional import resize, sine_table
 from .tokenizers import ConvTokenizer, PatchTokenizer
 
@@ -56,30 +56,33 @@ class VisionModel(CompactTransformer):
             return super().forward(x, mask)
         self._check_input(x, mask)
         tokenizer, classifier = self.tokenizer, self.classifier
-        pool, head = (classifier.attention_pool if classifier.seq_pool else None), classifier.fc
+        blocks = classifier.blocks
+        pool = weight_and_bias(classifier.attention_pool) if classifier.seq_pool else (None, None)
+        head = weight_and_bias(classifier.fc) if classifier.num_classes else (None, None)
         return compact_transformer(
-            x, [(conv.weight, conv.bias, conv.stride, conv.padding) for conv in tokenizer.convs],
-            [block.tensors() for block in classifier.blocks], classifier.norm.weight, classifier.norm.bias,
-            num_heads=classifier.blocks[0].num_heads, relu=tokenizer.relu, pool=tokenizer.pool,
-            class_token=classifier.class_emb, positional=classifier.positional_emb,
-            pool_weight=pool and pool.weight, pool_bias=pool and pool.bias,
-            head_weight=getattr(head, "weight", None), head_bias=getattr(head, "bias", None), backend=self._backend(),
+            x, [(*weight_and_bias(conv), conv.stride, conv.padding) for conv in tokenizer.convs],
+            [block.tensors() for block in blocks], *weight_and_bias(classifier.norm), num_heads=blocks[0].num_heads,
+            relu=tokenizer.relu, pool=tokenizer.pool, class_token=classifier.class_emb, positional=classifier.positional_emb,
+            pool_weight=pool[0], pool_bias=pool[1], head_weight=head[0], head_bias=head[1], backend=self._backend(),
         )  # fmt: skip
 
     def _is_plain(self, x):
         """Whether calling the modules in turn computes the network in evaluation mode, seen by nobody on the way."""
         classifier = self.classifier
-        called = [(self.tokenizer, ConvTokenizer, PatchTokenizer), (classifier, TransformerClassifier)]
-        called += [(block, EncoderBlock) for block in classifier.blocks]
-        called += [(classifier.fc, nn.Linear if classifier.num_classes else nn.Identity)]
-        called += [] if classifier.seq_pool else [(classifier.norm, nn.LayerNorm)]
-        return (
-            not any(module.training for module in (self, classifier, *classifier.blocks))
-            and not any(is_special(module, *kinds) for module, *kinds in called)
-            and type(self).tokens is VisionModel.tokens
-            and classifier.norm.eps == EPS
-            and isinstance(x, torch.Tensor)
-            and (classifier.positional_emb is None or x.shape[2:] == self.img_size)
+        blocks = list(classifier.blocks)
+        head = nn.Linear if classifier.num_classes else nn.Identity
+        return not (
+            self.training
+            or classifier.training
+            or is_special(self.tokenizer, ConvTokenizer, PatchTokenizer)
+            or is_special(classifier, TransformerClassifier)
+            or is_special(classifier.fc, head)
+            or (not classifier.seq_pool and is_special(classifier.norm, nn.LayerNorm))
+            or classifier.norm.eps != EPS
+            or any(block.training or is_special(block, EncoderBlock) for block in blocks)
+            or type(self).tokens is not VisionModel.tokens
+            or not isinstance(x, torch.Tensor)
+            or not (classifier.positional_emb is None or x.shape[2:] == self.img_size)
         )
 
     def accept_size(self, img_size):
