@@ -47,30 +47,32 @@ def layernorm_mlp(
         seed = draw_seed(x.device)
     return _LayerNormMLP.apply(
         x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
-        dropout, drop_path_scale, seed, eps, compute_dtype(x), backend,
+        dropout, drop_path_scale, seed, eps, compute_dtype(x), backend, torch.is_grad_enabled(),
     )  # fmt: skip
 
 
 class _LayerNormMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
-        *tensors, dropout, scale, seed, eps, compute, backend = args
+        *tensors, dropout, scale, seed, eps, compute, backend, grad = args
         forward, _ = kernels(OP, backend)
-        out, mean, rstd = forward(*tensors, dropout, scale, seed, eps, compute)
-        ctx.save_for_backward(*tensors, scale, seed, mean, rstd)
-        ctx.options = dropout, eps, compute, backend
+        keep = grad and any(ctx.needs_input_grad)
+        out, *saved = forward(*tensors, dropout, scale, seed, eps, compute, keep)
+        if keep:
+            ctx.save_for_backward(*tensors, scale, seed, *saved)
+            ctx.options = dropout, eps, compute, backend
         return out
 
     @staticmethod
     def backward(ctx, dout):
         expect_first_derivative(OP)
-        *tensors, scale, seed, mean, rstd = ctx.saved_tensors
+        *tensors, scale, seed, mean, rstd, hidden = ctx.saved_tensors
         dropout, eps, compute, backend = ctx.options
         _, backward = kernels(OP, backend)
         need_weights = any(ctx.needs_input_grad[3:7])  # those of the norm cost nothing
-        gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, need_weights)
+        gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, hidden, need_weights)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
-        return (*wanted, *[None] * 6)
+        return (*wanted, *[None] * 7)
 
 
 def _check(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps):

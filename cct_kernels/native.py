@@ -41,8 +41,8 @@ OPS = {
     "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dqkv_weight, Tensor dproj_weight, "
     "Tensor dproj_bias, Tensor dqkv_bias)",
-    "layernorm_mlp_forward": f"({_MLP}) -> (Tensor out, Tensor mean, Tensor rstd)",
-    "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, bool need_weights) -> "
+    "layernorm_mlp_forward": f"({_MLP}, bool keep) -> (Tensor out, Tensor mean, Tensor rstd, Tensor hidden)",
+    "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, Tensor hidden, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dfc1_weight, Tensor dfc1_bias, "
     "Tensor dfc2_weight, Tensor dfc2_bias)",
     "seqpool_forward": "(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps) -> "
@@ -54,6 +54,11 @@ OPS = {
 
 def _round_up(n, multiple):
     return (n + multiple - 1) // multiple * multiple
+
+
+def _product_dtype(x, compute):
+    """What a kernel of the device of x multiplies in: CPUs without bfloat16 instructions in float32."""
+    return torch.float32 if x.device.type == "cpu" and not torch.ops.cct_kernels.cpu_multiplies_bfloat16() else compute
 
 
 def _define():
@@ -101,10 +106,7 @@ def _define():
     def _(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, *rest):
         (B, N, C), hd = x.shape, x.shape[2] // num_heads
         compute, keep = rest[-2:]
-        images, rows = B if keep else 0, _round_up(N, 32)
-        product = compute
-        if x.device.type == "cpu" and not torch.ops.cct_kernels.cpu_multiplies_bfloat16():
-            product = torch.float32
+        images, rows, product = B if keep else 0, _round_up(N, 32), _product_dtype(x, compute)
         qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=product)
         o = x.new_empty(images, rows, _round_up(C, 64), dtype=product)
         stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)
@@ -118,9 +120,12 @@ def _define():
         return x.new_empty(x.shape), new(C), new(C), dqkv, dproj, new(C), new(0 if qkv_bias is None else 3 * C)
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_forward")
-    def _(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute):
-        stats = x.new_empty(x.shape[:2], dtype=torch.float32)
-        return x.new_empty(x.shape), stats, torch.empty_like(stats)
+    def _(x, norm_weight, norm_bias, fc1_weight, *rest):
+        (B, N, _), (compute, keep) = x.shape, rest[-2:]
+        stats = x.new_empty(B, N, dtype=torch.float32)
+        rows = B * N if keep and x.device.type == "cpu" else 0  # Triton computes it again
+        hidden = x.new_empty(rows, _round_up(fc1_weight.shape[0], 64), dtype=_product_dtype(x, compute))
+        return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")
     def _(dout, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *rest):

@@ -79,8 +79,9 @@ def test_same_result_from_run_to_run():
 def test_opcheck():
     for case in (CASES[1], CASES[8]):
         args = (*make_inputs(case, torch.float32).values(), 0.0, None, None, 1e-5, torch.float32)
-        torch.library.opcheck(NATIVE.layernorm_mlp_forward.default, args)
-        out, *saved = NATIVE.layernorm_mlp_forward(*args)
+        assert NATIVE.layernorm_mlp_forward(*args, False)[3].numel() == 0  # nothing is kept for a backward that does not come
+        torch.library.opcheck(NATIVE.layernorm_mlp_forward.default, (*args, True))
+        out, *saved = NATIVE.layernorm_mlp_forward(*args, True)
         torch.library.opcheck(NATIVE.layernorm_mlp_backward.default, (torch.randn_like(out), *args, *saved, True))
 
 
@@ -124,7 +125,7 @@ def test_bad_input(change, message):
 
 def test_native_op_checks_what_it_indexes_by():
     good = [*GOOD.values(), 0.0, None, None, 1e-5, torch.float32]
-    out, mean, rstd = NATIVE.layernorm_mlp_forward(*good)
+    out, mean, rstd, hidden = NATIVE.layernorm_mlp_forward(*good, True)
     for index, wrong in (
         (0, torch.zeros(2, 8)),
         (1, torch.zeros(3)),
@@ -133,8 +134,10 @@ def test_native_op_checks_what_it_indexes_by():
         (8, torch.ones(5)),
     ):
         with pytest.raises(ValueError, match="expected"):
-            NATIVE.layernorm_mlp_forward(*good[:index], wrong, *good[index + 1 :])
+            NATIVE.layernorm_mlp_forward(*good[:index], wrong, *good[index + 1 :], True)
     with pytest.raises(ValueError, match="mean has shape"):
-        NATIVE.layernorm_mlp_backward(out, *good, mean[:1], rstd, True)
+        NATIVE.layernorm_mlp_backward(out, *good, mean[:1], rstd, hidden, True)
+    with pytest.raises(ValueError, match="hidden has shape"):
+        NATIVE.layernorm_mlp_backward(out, *good, mean, rstd, hidden[:1], True)
     with pytest.raises(ValueError, match="seed is missing"):
-        NATIVE.layernorm_mlp_forward(*good[:7], 0.5, *good[8:])
+        NATIVE.layernorm_mlp_forward(*good[:7], 0.5, *good[8:], True)

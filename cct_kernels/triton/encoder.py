@@ -121,7 +121,7 @@ def _forward_by_ops(_, x, parameters, num_heads, mask, random, eps, compute, kee
         mid, *attention = layernorm_attention.forward(
             x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute, keep
         )
-        x, *mlp = layernorm_mlp.forward(mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute)
+        x, *mlp, _ = layernorm_mlp.forward(mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, keep)
         if keep:
             saved.append(Saved(*attention, mid, *mlp))
             streams.append(x)
@@ -193,7 +193,7 @@ def _backward_by_ops(_, dout, streams, parameters, num_heads, mask, random, eps,
     gradients, blocks = [], _split(parameters)
     for block, x, s, scales, seeds in reversed(list(zip(blocks, streams, layers, random.scales, random.seeds, strict=True))):
         dout, *mlp = layernorm_mlp.backward(
-            dout, s.mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, s.mean1, s.rstd1, need_weights
+            dout, s.mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, s.mean1, s.rstd1, None, need_weights
         )
         dout, dnorm_weight, dnorm_bias, *attention, _ = layernorm_attention.backward(
             dout, x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute,

@@ -147,7 +147,7 @@ def _one_kernel(table, x, C, compute, dropout):
 
 @launch.operator("layernorm_mlp_forward" + native.OPS["layernorm_mlp_forward"], torch.ops.cct_kernels.layernorm_mlp_forward)
 def forward(
-    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute
+    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute, keep,
 ):  # fmt: skip
     (B, N, C), F = x.shape, fc1_weight.shape[0]
     rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
@@ -159,7 +159,7 @@ def forward(
             rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), dense(drop_path_scale), out,
             norm.mean, norm.rstd, B * N, C, F, N, eps, **config,
         )  # fmt: skip
-        return out, norm.mean.view(B, N), norm.rstd.view(B, N)
+        return out, norm.mean.view(B, N), norm.rstd.view(B, N), x.new_empty(0, F, dtype=compute)
     hidden = Branch(None, seed, dropout, philox.HIDDEN)
     h = linear(
         rows, w1, x.new_empty(B * N, F, dtype=compute), bias=dense(fc1_bias), norm_input=norm, activation="gelu",
@@ -169,13 +169,13 @@ def forward(
         h, w2, x.new_empty(B * N, C), bias=dense(fc2_bias), norm_residual=norm, residual=rows,
         branch_out=Branch(drop_path_scale, seed, dropout, philox.OUTPUT), tokens=N,
     )  # fmt: skip
-    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N)
+    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), h.new_empty(0, F)
 
 
 @launch.operator("layernorm_mlp_backward" + native.OPS["layernorm_mlp_backward"], torch.ops.cct_kernels.layernorm_mlp_backward)
 def backward(
     dout, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute,
-    mean, rstd, need_weights,
+    mean, rstd, _, need_weights,
 ):  # fmt: skip
     (B, N, C), F, dtype = x.shape, fc1_weight.shape[0], fc1_weight.dtype
     rows, norm = x.reshape(B * N, C).contiguous(), Norm(mean.view(-1), rstd.view(-1), dense(norm_weight), dense(norm_bias), eps)

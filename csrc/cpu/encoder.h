@@ -63,7 +63,6 @@ class EncoderRun {
 
  private:
   static constexpr int64_t kBudget = 1024 * 1024;  // bytes of the second-level cache for the activations of a thread's images
-  static constexpr int64_t kBlock = 32;            // rows
 
   AttentionArgs attention(int64_t l, const Activations& at) const {
     AttentionArgs a = args_.layers[l].attention;
@@ -110,11 +109,11 @@ class EncoderRun {
 
   // All layers of `images` images by all threads.
   void share(const Activations& at, int64_t images) {
-    const int64_t blocks = (N_ + kBlock - 1) / kBlock;
+    const int64_t unit = row_unit(args_.layers[0].attention), blocks = (N_ + unit - 1) / unit;
     auto rows = [&](auto f) {  // f(image, first row, last row, memory) on each thread's rows
       threads_.slices(images * blocks, [&](int64_t first, int64_t last) {
         for (int64_t b = first / blocks; b * blocks < last; ++b)
-          f(b, larger(first - b * blocks, 0) * kBlock, smaller(smaller(last - b * blocks, blocks) * kBlock, N_),
+          f(b, larger(first - b * blocks, 0) * unit, smaller(smaller(last - b * blocks, blocks) * unit, N_),
             threads_.scratch(scratch_));
       });
     };

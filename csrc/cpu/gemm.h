@@ -128,13 +128,32 @@ template <bool kAdd, typename T>
 CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
                                int64_t columns) {
   const int vecs = int((columns + kLanes - 1) / kLanes);
-  int64_t i = 0;
-  // 8 rows as 4 + 4: the additions of 2 rows are too few to hide their latency
-  for (; i + kRows <= M && (kRows != 6 || M - i != 8); i += kRows)
-    register_block<kRows, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
-  for (; kRows == 6 && i + 4 <= M; i += 4) register_block<4, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
-  for (; i + 2 <= M; i += 2) register_block<2, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
-  if (i < M) register_block<1, kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
+  // nearly equal parts, 4 to 6 rows each: the additions of one or two rows are too few to hide their latency
+  int64_t parts = (M + kRows - 1) / kRows;
+  for (int64_t i = 0, rows; i < M; i += rows, --parts) {
+    rows = (M - i + parts - 1) / parts;
+    const T* a = A + i * lda;
+    float* c = C + i * ldc;
+    switch (rows) {
+      case 1:
+        register_block<1, kAdd>(K, a, lda, panel, c, ldc, vecs);
+        break;
+      case 2:
+        register_block<2, kAdd>(K, a, lda, panel, c, ldc, vecs);
+        break;
+      case 3:
+        register_block<3, kAdd>(K, a, lda, panel, c, ldc, vecs);
+        break;
+      case 4:
+        register_block<4, kAdd>(K, a, lda, panel, c, ldc, vecs);
+        break;
+      case 5:
+        register_block<kRows < 5 ? 4 : 5, kAdd>(K, a, lda, panel, c, ldc, vecs);
+        break;
+      default:
+        register_block<kRows, kAdd>(K, a, lda, panel, c, ldc, vecs);
+    }
+  }
 }
 
 #if !defined(__FMA__)
@@ -244,19 +263,28 @@ CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* 
 template <typename T>
 constexpr int64_t kSumDepth = sizeof(T) == 4 ? 256 : int64_t(1) << 62;
 
+// Rows of the next block of `left` of them, at most kBlockRows: nearly equal ones, where tiles do not want whole blocks.
+template <typename T>
+CCT_INLINE int64_t block_rows(int64_t left) {
+  if (kTiled<T>) return left < kBlockRows ? left : kBlockRows;
+  const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
+  return (left + blocks - 1) / blocks;
+}
+
 // epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may
-// write to the tile, which has kBlockRows rows.
+// write to the tile, which has kBlockRows rows. Only the first `columns` need to be there.
 template <typename T, typename Epilogue>
-CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, Epilogue epilogue) {
+CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, Epilogue epilogue,
+                               int64_t columns = kPanel) {
   alignas(64) float tile[kBlockRows * kPanel], part[kBlockRows * kPanel];
-  for (int64_t i = 0; i < M; i += kBlockRows) {
-    const int rows = int(M - i < kBlockRows ? M - i : kBlockRows);
+  for (int64_t i = 0, rows; i < M; i += rows) {
+    rows = block_rows<T>(M - i);
     for (int64_t k = 0; k < K; k += kSumDepth<T>) {
       const int64_t depth = K - k < kSumDepth<T> ? K - k : kSumDepth<T>;
-      product<false>(rows, depth, A + i * lda + k, lda, panel + k * kPanel, k ? part : tile, kPanel);
+      product<false>(rows, depth, A + i * lda + k, lda, panel + k * kPanel, k ? part : tile, kPanel, columns);
       for (int c = 0; k && c < rows * kPanel; c += kLanes) store(tile + c, load(tile + c) + load(part + c));
     }
-    epilogue(i, rows, tile);
+    epilogue(i, int(rows), tile);
   }
 }
 

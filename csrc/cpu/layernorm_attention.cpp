@@ -55,8 +55,8 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
   const TileScope tiles;
   T* y = take<T>(scratch, kAttentionRows * a.Cp);
   const int64_t per_head = a.hdp / kPanel;
-  for (int64_t row = first; row < last; row += kAttentionRows) {
-    const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
+  for (int64_t row = first, R; row < last; row += R) {
+    R = block_rows<T>(last - row);
     for (int64_t i = 0; i < R; ++i) {
       const int64_t token = b * a.N + row + i;
       float mean, rstd;
@@ -132,8 +132,8 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
   pack_all_columns(k, a.Nr, a.hdp, kt);
   for (int64_t c = 0; c < a.hdp; c += kPanel) pack_rows(v + c, a.hdp, vp + c * a.Nr, a.Nr);
   float inverse[kBlockRows];
-  for (int64_t i = first; i < last; i += kBlockRows) {
-    const int64_t R = last - i < kBlockRows ? last - i : kBlockRows;
+  for (int64_t i = first, R; i < last; i += R) {
+    R = block_rows<T>(last - i);
     for (int64_t j = 0; j < a.N; j += kPanel)
       product<false>(R, a.hd, q + i * a.hdp, a.hdp, kt + j * a.hdp, s + j, a.Np, smaller(kPanel, a.N - j));
     for (int64_t r = 0; r < R; ++r) {
@@ -161,8 +161,8 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
   const float s = a.path_scale ? a.path_scale[b] : 1.f;
-  for (int64_t row = first; row < last; row += kAttentionRows) {
-    const int64_t R = last - row < kAttentionRows ? last - row : kAttentionRows;
+  for (int64_t row = first, R; row < last; row += R) {
+    R = block_rows<T>(last - row);
     for (int64_t p = 0; p < panels(a.C); ++p) {
       const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
       product_blocks(R, a.C, o + row * a.Cp, a.Cp, static_cast<const T*>(a.wproj) + p * panel_size(a.C),
@@ -181,13 +181,15 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
   }
 }
 
-// keep[j * Np + i] = 1 where the weight of key j for query i is kept: the masks of the forward pass, transposed.
+// keep[j * Np + i] = 1 where the weight of key j for query i is kept: the masks of the forward pass, transposed. Rows and
+// columns of keys and queries that do not exist are left as they are, but for those within a vector.
 CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, int64_t b, int64_t head, uint8_t* keep) {
   const uint32_t row0 = uint32_t((b * a.heads + head) * a.N);
-  for (int64_t i = 0; i < a.Np; i += kLanes) {
+  for (int64_t i = 0; i < a.N; i += kLanes) {
     VecU row;
     for (int l = 0; l < kLanes; ++l) row[l] = row0 + uint32_t(i + l);
     for (int64_t c = 0; c < a.Np / 4; ++c) {  // counter c serves the keys (c / 16) * 64 + c % 16 + 16 w
+      if (c / 16 * 64 + c % 16 >= a.N) continue;
       VecU word[4];
       dropout.words(VecU{} + uint32_t(c), row, word);
       for (int w = 0; w < 4; ++w) {
@@ -252,14 +254,17 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
     w.delta[i] = sum(total);
   }
 
-  for (int64_t j = 0; j < a.N; j += kBlockRows) {  // a block of keys
-    const int64_t R = a.N - j < kBlockRows ? a.N - j : kBlockRows;
+  for (int64_t j = 0, R; j < a.N; j += R) {  // a block of keys
+    R = smaller(a.N - j, round_up(block_rows<T>(a.N - j), kGroup<T>));
     for (int64_t i = 0; i < a.Np; i += kPanel) {  // a panel of queries
-      product<false>(R, a.hd, k + j * a.hdp, a.hdp, w.q_columns + i * a.hdp, w.st, kPanel);
-      product<false>(R, a.hd, v + j * a.hdp, a.hdp, w.do_columns + i * a.hdp, w.dpt, kPanel);
+      const int64_t columns = smaller(kPanel, a.N - i);
+      product<false>(R, a.hd, k + j * a.hdp, a.hdp, w.q_columns + i * a.hdp, w.st, kPanel, columns);
+      product<false>(R, a.hd, v + j * a.hdp, a.hdp, w.do_columns + i * a.hdp, w.dpt, kPanel, columns);
       for (int64_t r = 0; r < R; ++r) {
         const bool key_valid = !mask || mask[j + r];
-        for (int c = 0; c < kPanel; c += kLanes) {
+        T *pT = w.pT + r * a.Np + i, *dsT = w.dsT + r * a.Np + i;
+        int c = 0;
+        for (; c < columns; c += kLanes) {
           const Vec valid = load(w.valid + i + c);
           Vec s = load(w.st + r * kPanel + c) * scale, dp = load(w.dpt + r * kPanel + c);
           if (mask) s = s * valid;  // the row of an invalid query is uniform: lse = log N
@@ -273,12 +278,14 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
           }
           Vec ds = p * (dp - load(w.delta + i + c)) * scale;
           if (mask) ds = key_valid ? ds * valid : Vec{};
-          store(w.pT + r * a.Np + i + c, kept);
-          store(w.dsT + r * a.Np + i + c, ds);
+          store(pT + c, kept);
+          store(dsT + c, ds);
         }
+        for (; c < kPanel; c += kLanes) store(pT + c, Vec{}), store(dsT + c, Vec{});
       }
-      for (int64_t r = R; r < kBlockRows; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
-      pack_rows(w.dsT + i, a.Np, w.ds_rows + i * a.Nr + j * kPanel, kBlockRows);
+      const int64_t packed = kTiled<T> ? kBlockRows : round_up(R, kGroup<T>);
+      for (int64_t r = R; r < packed; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
+      pack_rows(w.dsT + i, a.Np, w.ds_rows + i * a.Nr + j * kPanel, packed);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel) {
       T* out = w.dqkv + head * a.hd + c;
@@ -291,12 +298,17 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
     }
   }
   alignas(64) float turned[kPanel * kBlockRows];
-  for (int64_t i = 0; i < a.N; i += kPanel)
-    product_blocks(a.hd, a.N, w.kT, a.Nr, w.ds_rows + i * a.Nr, [&](int64_t d, int rows, float* tile) {
-      transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, kPanel);
-      for (int64_t n = 0; n < kPanel && i + n < a.N; ++n)
-        store_row(w.dqkv + (i + n) * a.Qp + head * a.hd + d, rows, turned + n * kBlockRows);
-    });
+  for (int64_t i = 0; i < a.N; i += kPanel) {
+    const int64_t columns = smaller(kPanel, a.N - i);
+    product_blocks(
+        a.hd, a.N, w.kT, a.Nr, w.ds_rows + i * a.Nr,
+        [&](int64_t d, int rows, float* tile) {
+          transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, round_up(columns, 16));
+          for (int64_t n = 0; n < columns; ++n)
+            store_row(w.dqkv + (i + n) * a.Qp + head * a.hd + d, rows, turned + n * kBlockRows);
+        },
+        columns);
+  }
 }
 
 template <typename X, typename T>
@@ -486,21 +498,22 @@ void forward(const AttentionCall& call, bool keep) {
       CCT_CALL(attention_projection_rows, a, b, slot, 0, a.N, scratch);
     }
   });
-  const int64_t blocks = (a.N + 31) / 32, parts = std::min(blocks, (threads + a.heads - 1) / a.heads);
+  const int64_t unit = row_unit(a), blocks = (a.N + unit - 1) / unit;
+  const int64_t parts = std::min(blocks, (threads + a.heads - 1) / a.heads);
   for (int64_t b = whole; b < call.B; ++b) {
     const int64_t slot = keep ? b : 0;
     for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
-      CCT_CALL(attention_qkv_rows, a, b, slot, first * 32, std::min(last * 32, a.N), thread_scratch(bytes));
+      CCT_CALL(attention_qkv_rows, a, b, slot, first * unit, std::min(last * unit, a.N), thread_scratch(bytes));
     });
     for_slices(a.heads * parts, [&](int64_t first, int64_t last, int64_t) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t p = i % parts;
-        CCT_CALL(attention_head_rows, a, b, slot, i / parts, p * blocks / parts * 32,
-                 std::min((p + 1) * blocks / parts * 32, a.N), thread_scratch(bytes));
+        CCT_CALL(attention_head_rows, a, b, slot, i / parts, p * blocks / parts * unit,
+                 std::min((p + 1) * blocks / parts * unit, a.N), thread_scratch(bytes));
       }
     });
     for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
-      CCT_CALL(attention_projection_rows, a, b, slot, first * 32, std::min(last * 32, a.N), thread_scratch(bytes));
+      CCT_CALL(attention_projection_rows, a, b, slot, first * unit, std::min(last * unit, a.N), thread_scratch(bytes));
     });
   }
 }

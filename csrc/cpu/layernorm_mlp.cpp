@@ -1,9 +1,9 @@
 // y = LN(x);  out = y + s * drop(fc2(drop(gelu(fc1(y))))), forward and backward, on blocks of rows: everything here is local
 // to a row, so a block's activations stay in the second-level cache from x to out.
 //
-// Backward keeps x and the LayerNorm statistics only and computes fc1 again. For one block of tokens and one panel of 64
-// hidden columns at a time,
-//   h = y W1^T + b1    dz = s * mask * dout    dg = dz W2    dh = dg * mask * gelu'(h)
+// Backward needs x, the LayerNorm statistics and h = y W1^T + b1: to compute h again would take a seventh of the products. For
+// one block of tokens and one panel of 64 hidden columns at a time,
+//   dz = s * mask * dout    dg = dz W2    dh = dg * mask * gelu'(h)
 //   dW1^T += y^T dh    dW2 += dz^T (mask * gelu(h))          dy = dout + dh W1     then LayerNorm's backward.
 #include "layernorm_mlp.h"
 
@@ -24,8 +24,8 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
   T* y = take<T>(scratch, kMlpRows * a.Cp);
   T* h = take<T>(scratch, kMlpRows * a.Fp);
   float* z = take<float>(scratch, kMlpRows * a.Cp);
-  for (int64_t row = first; row < last; row += kMlpRows) {
-    const int64_t R = last - row < kMlpRows ? last - row : kMlpRows;
+  for (int64_t row = first, R; row < last; row += R) {
+    R = block_rows<T>(last - row);
     for (int64_t i = 0; i < R; ++i) {
       float mean, rstd;
       layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z + i * a.Cp, y + i * a.Cp,
@@ -37,8 +37,10 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
         for (int r = 0; r < rows; ++r) {
           float* t = tile + r * kPanel;
           T* out = h + (i + r) * a.Fp + p * kPanel;
+          T* kept = a.hidden ? static_cast<T*>(a.hidden) + (row + i + r) * a.Fp + p * kPanel : nullptr;
           for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec v = gelu<T>(load(t + c) + load(a.b1 + p * kPanel + c));
+            const Vec pre = load(t + c) + load(a.b1 + p * kPanel + c), v = gelu<T>(pre);
+            if (kept) store(kept + c, pre);
             hidden.active() ? store(t + c, v) : store(out + c, v);
           }
           if (hidden.active()) {
@@ -74,20 +76,23 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
   constexpr int64_t kT = kMlpTokens;
   T *y = take<T>(scratch, kT * a.Cp), *yT = take<T>(scratch, kT * a.Cp), *dz = take<T>(scratch, kT * a.Cp);
   T *dzT = take<T>(scratch, kT * a.Cp), *pairs = take<T>(scratch, kT * a.Cp), *dh = take<T>(scratch, kT * a.Fp);
-  T *pre = take<T>(scratch, kT * kPanel), *act = take<T>(scratch, kT * kPanel);
+  T* act = take<T>(scratch, kT * kPanel);
   T *dh_panel = take<T>(scratch, kT * kPanel), *act_panel = take<T>(scratch, kT * kPanel);
   float *dy = take<float>(scratch, kT * a.Cp), *xhat = take<float>(scratch, a.Cp), *line = take<float>(scratch, a.Cp);
   float* part = take<float>(scratch, 2 * a.Cp);  // of the sums over rows
   std::memset(part, 0, 2 * a.Cp * sizeof(float));
   const X *x = static_cast<const X*>(a.x), *dout = static_cast<const X*>(a.dout);
+  const T* pre = static_cast<const T*>(a.hidden);
 
   for (int64_t row = first; row < last; row += kT) {
     const int64_t R = last - row < kT ? last - row : kT, K = round_up(R, 32);
     std::memset((void*)(y + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
     std::memset((void*)(dz + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
     for (int64_t i = 0; i < R; ++i) {
-      normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
-      affine(xhat, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+      if (a.need_weights) {
+        normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
+        affine(xhat, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
+      }
       load_row(dout + (row + i) * a.C, a.C, line);
       for (int64_t c = round_up(a.C, kLanes); c < a.Cp; c += kLanes) store(line + c, Vec{});
       if (output.active())
@@ -105,11 +110,6 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
       transpose(dz, a.Cp, dzT, K, K, a.Cp, pairs);
     }
     for (int64_t p = 0; p < panels(a.F); ++p) {
-      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.w1) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r)
-          for (int c = 0; c < kPanel; c += kLanes)
-            store(pre + (i + r) * kPanel + c, load(tile + r * kPanel + c) + load(a.b1 + p * kPanel + c));
-      });
       float* db1 = g.db1 + p * kPanel;
       product_blocks(R, a.C, dz, a.Cp, static_cast<const T*>(a.w2_back) + p * panel_size(a.C),
                      [&](int64_t i, int rows, float* tile) {
@@ -121,7 +121,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
                            hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
                          }
                          for (int c = 0; c < kPanel; c += kLanes) {
-                           const Vec h = load(pre + (i + r) * kPanel + c), m = load(mask + c);
+                           const Vec h = load(pre + (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
                            const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
                            store(sums + c, load(sums + c) + d);
                            store(dh + (i + r) * a.Fp + p * kPanel + c, d);
@@ -216,6 +216,7 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
   a.eps = float(eps);
   a.x_bf16 = x.scalar_type() == at::kBFloat16;
   a.bf16 = bf16_products(compute);
+  products = a.bf16 ? at::kBFloat16 : at::kFloat;
   a.x = x.const_data_ptr();
   a.dropout = dropout_args(kOp, seed, dropout);
   gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
@@ -234,10 +235,10 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
     const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
-    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute) {
+    const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute, bool keep) {
   MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
                compute);
   MlpArgs& a = call.a;
@@ -247,37 +248,40 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
   a.w2 = call.w2.const_data_ptr();
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
+  at::Tensor hidden = pooled_empty({keep ? call.rows : 0, a.Fp}, call.products);
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
+  a.hidden = keep ? hidden.data_ptr() : nullptr;
   const int64_t bytes = mlp_forward_scratch(a);
   constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
   for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
   });
-  return {out, mean, rstd};
+  return {out, mean, rstd, hidden};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_backward(
     const at::Tensor& dout_in, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
     const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias,
     double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
-    const at::Tensor& mean_in, const at::Tensor& rstd_in, bool need_weights) {
+    const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& hidden_in, bool need_weights) {
   MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
                compute);
   MlpArgs& a = call.a;
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
+  check_tensor(kOp, "hidden", hidden_in, {call.rows, a.Fp}, call.products);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  call.w1 = pack_weight(fc1_weight, true, 0, a.bf16);
+  const at::Tensor hidden = hidden_in.contiguous();
   call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
   call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
-  a.w1 = call.w1.const_data_ptr();
   a.w1_back = call.w1_back.const_data_ptr();
   a.w2_back = call.w2_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
+  a.hidden = hidden.data_ptr();
   at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();

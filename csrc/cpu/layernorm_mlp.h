@@ -16,6 +16,7 @@ struct MlpArgs {
   const void* x;                        // (rows, C)
   void* out;                            // (rows, C)
   float *mean, *rstd;                   // (rows), or null
+  void* hidden;                         // (rows, Fp) of the products' type: h, kept for backward; or null
   const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
   const void *w1, *w2;                  // panels of fc1^T and fc2^T
   const float* path_scale;              // (B) or null
@@ -34,14 +35,14 @@ struct MlpGradients {
   float *db1, *db2, *dgamma, *dbeta;
 };
 
-constexpr int64_t kMlpRows = 32, kMlpTokens = 256;  // rows of a block, forward and backward
+constexpr int64_t kMlpRows = 32, kMlpTokens = 256;  // rows of a block at most, forward and backward
 
 [[maybe_unused]] static int64_t mlp_forward_scratch(const MlpArgs& a) {
   return scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
 }
 [[maybe_unused]] static int64_t mlp_backward_scratch(const MlpArgs& a) {
   const int64_t row = kMlpTokens * a.Cp, panel = kMlpTokens * 64;
-  return scratch_bytes({row, row, row, row, row, kMlpTokens * a.Fp, panel, panel, panel, panel, row, a.Cp, a.Cp, 2 * a.Cp});
+  return scratch_bytes({row, row, row, row, row, kMlpTokens * a.Fp, panel, panel, panel, row, a.Cp, a.Cp, 2 * a.Cp});
 }
 
 CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
@@ -60,6 +61,7 @@ struct MlpCall {
   MlpArgs a{};
   at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
   int64_t rows;
+  at::ScalarType products;
 
   MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
           const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,
