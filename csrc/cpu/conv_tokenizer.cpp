@@ -32,7 +32,7 @@ struct ConvArgs {
   void* out;                                          // (B, Ho * Wo, C)
   const void* weight;                                 // panels of W^T (K, C)
   const float* bias;                                  // (Cp)
-  int64_t bands;                                      // bands of an image: shares of its pooled rows
+  int64_t bands, slices;                              // shares of an image: of its pooled rows, of its panels
   int64_t band_pixels, image_size, Kp, block, group;  // scratch; pixels of an im2col matrix, panels of a convolved band
   // backward
   const void* dout;                              // (B, Ho * Wo, C)
@@ -81,7 +81,15 @@ constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix m
   a.Kp = divide_up(a.K, 32) * 32;
   const int64_t fit = kBudget / ((a.Kp + 64) * bytes_per) / a.Wc;  // convolved rows
   const int64_t rows = larger(8, fit < a.pool.kh ? 0 : (fit - a.pool.kh) / a.pool.sh + 1);
-  a.bands = balanced_shares(B, divide_up(a.Ho, rows), a.Ho, threads);
+  // Few images: neighbouring bands convolve common rows twice, slices of the panels only share an im2col matrix.
+  const int64_t bands = divide_up(a.Ho, rows);
+  a.slices = 1;
+  for (int64_t s = 1; s <= a.Cp / 64 && B * bands < 8 * threads; ++s)
+    if (a.Cp / 64 % s == 0 && B * bands * s % threads == 0) {
+      a.slices = s;
+      break;
+    }
+  a.bands = balanced_shares(B * a.slices, bands, a.Ho, threads);
   const int64_t height = pool_span(a, divide_up(a.Ho, a.bands));
   a.band_pixels = height * a.Wc;
   a.image_size = conv_span(a, height) * a.W * a.Cin;
@@ -89,7 +97,7 @@ constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix m
   a.group = 1;
   if (a.block * a.Kp * bytes_per > 2 * kBudget) {  // all panels for one im2col matrix after the other
     a.block = larger(32, kBudget / (a.Kp * bytes_per) / 32 * 32);
-    a.group = a.Cp / 64;
+    a.group = a.Cp / 64 / a.slices;
   }
   return scratch_bytes({a.image_size, (a.block + 32) * a.Kp, a.band_pixels * a.group * 64});
 }
@@ -341,16 +349,17 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
   T* conv = take<T>(scratch, a.band_pixels * a.group * kPanel);
   const int64_t stride = a.group * kPanel;
   for (int64_t item = first; item < last; ++item) {
-    const int64_t b = item / a.bands;
-    const Range o = share(a.Ho, item % a.bands, a.bands);
+    const int64_t b = item / a.slices / a.bands;
+    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
+    const Range slice = share(panels(a.C), item % a.slices, a.slices);
     const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc);
     const Range y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
     const int64_t pixels = (r.last - r.first) * a.Wc;
     load_image<X>(a, b, y, image);
-    for (int64_t p0 = 0; p0 < panels(a.C); p0 += a.group) {
+    for (int64_t p0 = slice.first; p0 < slice.last; p0 += a.group) {
       for (int64_t m = 0; m < pixels; m += a.block) {
         const int64_t R = least(a.block, pixels - m);
-        if (p0 == 0) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
+        if (p0 == slice.first) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
         for (int64_t p = p0; p < p0 + a.group; ++p)
           product_blocks(R, a.K, columns, a.Kp, static_cast<const T*>(a.weight) + p * panel_size(a.K),
                          [&](int64_t i, int rows, float* tile) {
@@ -653,7 +662,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   a.winner = keep && choice ? winner.data_ptr<uint8_t>() : nullptr;
 
   const int64_t bytes = plan_forward(a, B, at::get_num_threads());
-  for_slices(B * a.bands, [&](int64_t first, int64_t last, int64_t) {
+  for_slices(B * a.bands * a.slices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(conv_tokenizer_forward_bands, a, first, last, thread_scratch(bytes));
   });
   return {out, winner};

@@ -77,7 +77,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   a.x = x.data(), a.out = out.data(), a.weight = weight.data(), a.bias = bias.floats();
   a.winner = choice ? reinterpret_cast<uint8_t*>(winner.data()) : nullptr;
   const int64_t bytes = plan_forward(a, B, set.threads);
-  for_slices(B * a.bands, set.threads, [&](int64_t, int64_t first, int64_t last) {
+  for_slices(B * a.bands * a.slices, set.threads, [&](int64_t, int64_t first, int64_t last) {
     const Guarded scratch(bytes);
     conv_tokenizer_forward_bands(a, first, last, scratch.data());
   });
