@@ -10,18 +10,20 @@ channel, any other three.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
-
-from PIL import Image
 
 from .dataset import DataError, DataSet
 from .draws import stratified
 from .pictures import Reading, expect_readable, parallel
 from .pictures import splits as read_splits
 from .streamed import Picture
+
+with contextlib.suppress(ImportError):  # only pictures in files need it
+    from PIL import Image
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from .batches import affine, normalise
 from .dataset import DataError
 
-FILTERS = {f.name.lower(): f for f in Image.Resampling}
+with contextlib.suppress(ImportError):  # only pictures in files need it
+    from PIL import Image, ImageOps
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # of PIL.Image.Resampling
 
 
 def load_image(path, preprocessing: dict) -> torch.Tensor:
@@ -76,7 +79,7 @@ def fit(image: Image.Image, size, interpolation="bicubic", crop_pct=1.0, pad=0) 
     wide = w * cover_h >= h * cover_w
     resized = (w * cover_h // h, cover_h) if wide else (cover_w, h * cover_w // w)
     if resized != image.size:
-        image = image.resize(resized, FILTERS[interpolation])
+        image = image.resize(resized, Image.Resampling[interpolation.upper()])
     if resized != (W, H):
         left, top = round((resized[0] - W) / 2), round((resized[1] - H) / 2)
         image = image.crop((left, top, left + W, top + H))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import deque
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 
 from .augment import Augment, crops
 from .augment.program import BILINEAR, FILTER, FLIPS
 from .images import as_array, fit, open_image
+
+with contextlib.suppress(ImportError):  # only pictures in files need it
+    from PIL import Image
 
 AHEAD = 2  # batches that are decoded in advance
 

@@ -9,8 +9,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
 from .fitting import CheckpointError, load_weights
@@ -49,6 +47,8 @@ def save_checkpoint(path, state_dict, config):
     config: JSON-able, {"model": model.config, "preprocessing": {...}, "classes": [...], "metrics": {...}}; what is in the
     safetensors file counts, the JSON file is for people. Both are written atomically. A full disk leaves the old files whole.
     """
+    import safetensors.torch  # here, so that models without files do not need it
+
     path = Path(path)
     text = json.dumps(config, indent=2, ensure_ascii=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
@@ -83,6 +83,8 @@ def load_checkpoint(path):
 
 
 def _load_safetensors(path):
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             config = (file.metadata() or {}).get(METADATA_KEY)
