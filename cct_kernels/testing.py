@@ -110,6 +110,7 @@ CASES = [
     _attention("B1_N196_C384_H6", "CCT-14/7x2, one image shared by the threads", 1, 196, 384, 6),
     _attention("B2_N65_C256_H4", "ViT-Lite-7/4 with its class token", 2, 65, 256, 4),
     _attention("B2_N33_C300_H4", "text Transformer: head dim 75", 2, 33, 300, 4),
+    _attention("B2_N20_C160_H1_train", "head dim 160, with dropout", 2, 20, 160, 1, 0.2),
     _attention("B3_N1_C64_H1", "a single token", 3, 1, 64, 1),
     _attention("B2_N7_C12_H3", "narrower than any vector", 2, 7, 12, 3),
     _attention("B1_N1030_C64_H2", "long", 1, 1030, 64, 2),
