@@ -30,6 +30,8 @@ NAMES = [
     "layernorm_attention-B3_N64_C128_H2",
     "layernorm_attention-B1_N196_C384_H6",
     "layernorm_attention-B1_N1030_C64_H2",
+    "layernorm_attention-B2_N20_C160_H1_train",
+    "layernorm_attention-B3_N40_C96_H2_mask_train",
     "layernorm_mlp-B2_N256_C256_F512",
     "layernorm_mlp-B3_N64_C128_F128",
     "layernorm_mlp-B1_N196_C384_F1152",
@@ -56,8 +58,10 @@ def cases():
         case = by_name[name]
         case = replace(case, name=f"B{BATCH}_" + case.name.split("_", 1)[1])
         case = replace(case, shapes=case.shapes | {"x": (BATCH, *case.shapes["x"][1:])})
+        if "mask" in case.shapes:
+            case = replace(case, shapes=case.shapes | {"mask": (BATCH, case.shapes["x"][1])})
         yield case
-        if case.op == "layernorm_attention":
+        if case.op == "layernorm_attention" and "seed" not in case.shapes:
             shapes = case.shapes | {"seed": (2,), "drop_path_scale": (BATCH,)}
             yield replace(case, name=case.name + "_train", shapes=shapes, options=case.options | {"attn_dropout": 0.1})
 

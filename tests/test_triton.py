@@ -34,6 +34,7 @@ COMPILED = [  # the shapes of the paper in the dtype of training, one in float32
     ("layernorm_attention-B2_N256_C256_H4", torch.bfloat16),
     ("layernorm_attention-B2_N256_C256_H4_dropout", torch.bfloat16),
     ("layernorm_attention-B1_N1030_C64_H2", torch.bfloat16),
+    ("layernorm_attention-B2_N20_C160_H1_train", torch.bfloat16),
     ("layernorm_attention-B3_N40_C96_H2_mask_train", torch.float16),
     ("layernorm_attention-B2_N256_C256_H4_dropout", torch.float32),
 ]

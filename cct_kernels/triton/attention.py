@@ -26,17 +26,18 @@ from .linear import keep_scale, precision
 
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
 # longer rows, and for wide heads, of more than 64 channels, where "wide" is absent. A fifth number: registers a thread may
-# take, where the compiler would rather have fewer and spill. Not yet timed on any GPU.
+# take, where the compiler would rather have fewer and spill. Nothing spills but up to 24 bytes in float32 backward with dropout
+# (hd = 64 with a mask on sm_90, and wide heads), with some triton versions; not yet timed on any GPU.
 _SINGLE = {
     "forward": {None: (16, 64, 8, 3)},
-    "backward": {None: (16, 64, 16, 1, 128), "wide": (16, 64, 8, 2)},
+    "backward": {256: (16, 64, 8, 1), None: (16, 64, 16, 1), "wide": (16, 64, 8, 2)},
     "backward_dq": {None: (16, 64, 8, 1)},
 }
 _AMPERE = {
-    "forward": {2: {64: (64, 64, 4, 1), 256: (64, 128, 8, 1, 255), None: (64, 64, 4, 2)}, 4: _SINGLE["forward"]},
+    "forward": {2: {64: (64, 64, 4, 1), 256: (64, 128, 8, 1, 255), None: (64, 64, 4, 2)}, 4: {None: (16, 64, 8, 2)}},
     "backward": {
         2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)},
-        4: _SINGLE["backward"],
+        4: {None: (16, 64, 16, 1, 128), "wide": (16, 64, 8, 2)},
     },
     "backward_dq": {2: {None: (32, 64, 8, 1, 255)}, 4: _SINGLE["backward_dq"]},
 }
