@@ -123,8 +123,7 @@ def _define():
     def _(x, norm_weight, norm_bias, fc1_weight, *rest):
         (B, N, _), (compute, keep) = x.shape, rest[-2:]
         stats = x.new_empty(B, N, dtype=torch.float32)
-        rows = B * N if keep and x.device.type == "cpu" else 0  # Triton computes it again
-        hidden = x.new_empty(rows, _round_up(fc1_weight.shape[0], 64), dtype=_product_dtype(x, compute))
+        hidden = x.new_empty(B * N if keep else 0, _round_up(fc1_weight.shape[0], 64), dtype=_product_dtype(x, compute))
         return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")

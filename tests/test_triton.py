@@ -53,6 +53,7 @@ MATMULS = (
     "conv_tokenizer_backward_weight_",
 )
 UNEVEN = "3x32x32", "C200"  # widths that are no multiple of 16: loads of single numbers there
+ATOMIC = re.compile(r"^\s*(?:@\S+ )?(?:atom|red)\.", re.MULTILINE)
 POINTER = re.compile(r"%(\w+): !tt\.ptr<\w+>( \{tt\.divisibility = 16 : i32\})?")
 STRIDE = re.compile(r"%(stride_\w+): i(?:32|64)( \{tt\.divisibility = 16 : i32\})?")
 WIDE_LOAD = re.compile(r"ld\.global\S*\.v4\.b32|cp\.async\.cg\.shared\.global [^;]*, (?:0x10|16)\b")
@@ -118,6 +119,7 @@ def check_kernels(launches, arch, dtype):
             arch != "sm_90" or dtype == torch.float32 or not kernel.name.startswith(MATMULS) or "wgmma" in kernel.asm["ptx"]
         ), kernel.name
         assert used["registers"] <= 255 and used["shared"] <= launch.SHARED_MEMORY[arch], f"{kernel.name}: {used}"
+        assert not ATOMIC.search(kernel.asm["ptx"]), f"{kernel.name}: sums in no fixed order"
 
 
 def check_loads(launches, even=True):

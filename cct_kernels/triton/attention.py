@@ -25,20 +25,17 @@ from .dropout import keep, threshold
 from .linear import keep_scale, precision
 
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
-# longer rows, and for wide heads, of more than 64 channels, where "wide" is absent. A fifth number: registers a thread may
-# take, where the compiler would rather have fewer and spill. Nothing spills but up to 24 bytes in float32 backward with dropout
-# (hd = 64 with a mask on sm_90, and wide heads), with some triton versions; not yet timed on any GPU.
+# longer rows, and for wide heads, of more than 64 channels, where "wide" is absent. A fifth number: see launch.options. At
+# hd = 64 and 128 nothing spills with the Triton of PyTorch 2.11 to 2.13 (3.6 to 3.7), with dropout and mask or without; not
+# yet timed on any GPU.
 _SINGLE = {
-    "forward": {None: (16, 64, 8, 3)},
-    "backward": {256: (16, 64, 8, 1), None: (16, 64, 16, 1), "wide": (16, 64, 8, 2)},
+    "forward": {None: (16, 64, 8, 3, 255)},
+    "backward": {None: (16, 64, 16, 1, 128), "wide": (16, 64, 8, 1, 255)},
     "backward_dq": {None: (16, 64, 8, 1)},
 }
 _AMPERE = {
     "forward": {2: {64: (64, 64, 4, 1), 256: (64, 128, 8, 1, 255), None: (64, 64, 4, 2)}, 4: {None: (16, 64, 8, 2)}},
-    "backward": {
-        2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)},
-        4: {None: (16, 64, 16, 1, 128), "wide": (16, 64, 8, 2)},
-    },
+    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
     "backward_dq": {2: {None: (32, 64, 8, 1, 255)}, 4: _SINGLE["backward_dq"]},
 }
 _HOPPER = {
@@ -52,30 +49,32 @@ _HOPPER = {
     },
     "backward_dq": {2: {None: (64, 64, 8, 1)}, 4: _SINGLE["backward_dq"]},
 }
-_DROPOUT = {
-    "forward": {256: (64, 128, 4, 1)},
-    "backward": {128: (32, 128, 8, 1), 256: (64, 128, 8, 1)},
-    "backward_dq": {256: (64, 128, 8, 1)},
-}  # on Hopper: the masks too
+_DROPOUT = {  # on Hopper: its masks take registers too
+    "forward": {2: {256: (64, 128, 4, 1)}},
+    "backward": {2: {128: (32, 128, 8, 1), 256: (64, 128, 8, 1)}},
+    "backward_dq": {2: {256: (64, 128, 8, 1)}},
+}
+_DROPOUT_AND_MASK = {"backward": {4: {None: (16, 64, 32, 1, 64)}}}
 CONFIGS = {"sm_80": _AMPERE, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
 
 SLICE = {2: 64, 4: 32}  # channels of a wide head at a time
 
 
-def _config(kind, qkv, N, head_dim, p):
-    arch = launch.architecture(qkv.device)
-    table = CONFIGS[arch][kind][qkv.element_size()]
-    if p > 0 and CONFIGS[arch] is _HOPPER and qkv.element_size() == 2:
-        table = table | _DROPOUT[kind]
+def _config(kind, qkv, N, head_dim, p, mask):
+    size, configs = qkv.element_size(), CONFIGS[launch.architecture(qkv.device)]
+    table = configs[kind][size]
+    if p > 0 and configs is _HOPPER:
+        table = table | _DROPOUT[kind].get(size, {})
+        table = table | ({} if mask is None else _DROPOUT_AND_MASK.get(kind, {}).get(size, {}))
     if head_dim > 64:
-        shape, block_d = "wide", SLICE[qkv.element_size()]
+        shape, block_d = "wide", SLICE[size]
     else:
         shape = next((n for n in table if isinstance(n, int) and n >= N), None)
         block_d = max(16, triton.next_power_of_2(head_dim))
-    block_q, block_k, warps, stages, *registers = table.get(shape, table[None])
+    block_q, block_k, *options = table.get(shape, table[None])
     slices = triton.cdiv(head_dim, block_d)
     blocks = {"BLOCK_Q": block_q, "BLOCK_K": block_k, "BLOCK_D": block_d, "SLICES": slices}
-    return blocks | {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers[0]} if registers else {})
+    return blocks | launch.options(*options)
 
 
 @triton.jit
@@ -325,7 +324,7 @@ def attention_forward(qkv, B, N, heads, mask, p, seed):
     C = qkv.shape[1] // 3
     o, lse = qkv.new_empty(B * N, C), qkv.new_empty(B, heads, N, dtype=torch.float32)
     if B > 0:
-        config = _config("forward", qkv, N, C // heads, p)
+        config = _config("forward", qkv, N, C // heads, p, mask)
         attention_forward_kernel[_grid(B * heads, N, config, "BLOCK_Q")](
             qkv, mask, seed, o, lse, N, C, heads, C // heads, head_dim**-0.5, keep_scale(p),
             DROP=threshold(p), SITE=philox.ATTENTION, ONE_BLOCK=config["BLOCK_K"] >= N, PRECISION=precision(), **config,
@@ -340,12 +339,12 @@ def attention_backward(do, qkv, B, N, heads, mask, p, seed, o, lse):
     C = o.shape[1]
     dqkv = torch.empty_like(qkv)
     if B > 0:
-        config = _config("backward", qkv, N, C // heads, p)
+        config = _config("backward", qkv, N, C // heads, p, mask)
         one_block = config["BLOCK_K"] >= N and config["SLICES"] == 1
         arguments = do, qkv, mask, seed, o, lse, dqkv, N, C, heads, C // heads, head_dim**-0.5, keep_scale(p)
         flags = {"DROP": threshold(p), "SITE": philox.ATTENTION, "PRECISION": precision()}
         attention_backward_kernel[_grid(B * heads, N, config, "BLOCK_K")](*arguments, **flags, ONE_BLOCK=one_block, **config)
         if not one_block:
-            config = _config("backward_dq", qkv, N, C // heads, p)
+            config = _config("backward_dq", qkv, N, C // heads, p, mask)
             attention_backward_dq_kernel[_grid(B * heads, N, config, "BLOCK_Q")](*arguments, **flags, **config)
     return _cut(dqkv, head_dim)

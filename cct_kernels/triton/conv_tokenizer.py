@@ -25,10 +25,10 @@ LONG_K = 256  # above it computing a pixel once, not 9/4 times, is worth a trip 
 
 DCOL_BYTES = 256 << 20  # the most that the product for dx may take at a time
 
-# Bytes a number of the product takes -> (pixels, output channels, K, warps, stages) of a block. Chosen so that nothing spills;
-# not yet timed on any GPU.
+# Bytes a number of the product takes -> (pixels, output channels, K, warps, stages) of a block, and registers (launch.options).
+# Chosen so that nothing spills; not yet timed on any GPU.
 _CONFIG = {
-    "forward": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 4, 2)},
+    "forward": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 4, 2, 255)},
     "dweight": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 8, 2)},
 }
 CONFIGS = {arch: _CONFIG for arch in launch.ARCHITECTURES}
@@ -255,14 +255,14 @@ def forward(x, weight, bias, stride, padding, relu, pool, compute, keep):
     if g.B == 0:
         return out, winner
     x, w, bias = launch.narrow(x), _matrix(weight, compute), dense(bias)
-    block_p, block_c, block_k, warps, stages = _config("forward", x, compute)
+    block_p, block_c, block_k, *options = _config("forward", x, compute)
     twice = g.pooled and g.K > LONG_K
     direct = (x.new_empty(g.B, g.Hc * g.Wc, g.C, dtype=torch.float32), None) if twice else (out, winner)
     pixels, size = (g.B * g.Hc * g.Wc, (g.Hc, g.Wc)) if twice else (g.B * g.Ho * g.Wo, (g.Ho, g.Wo))
     conv_tokenizer_forward_kernel[(triton.cdiv(pixels, block_p) * triton.cdiv(g.C, block_c),)](
         x, w, None if twice else bias, direct[0], _or_none(direct[1]), pixels, g.H, g.W, g.Cin, g.C, g.K, g.Hc, g.Wc, *size,
         *x.stride(), **g.conv, **(_NO_POOL if twice else g.pool), RELU=relu and not twice, PRECISION=precision(),
-        BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+        BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_K=block_k, **launch.options(*options),
     )  # fmt: skip
     if twice:
         pixels = g.B * g.Ho * g.Wo
@@ -321,14 +321,14 @@ def _input_gradient(dconv, weight, dx, g, compute):
 
 
 def _weight_gradient(source, winner, window, size, x, dtype, g, compute):
-    block_m, block_c, block_k, warps, stages = _config("dweight", x, compute)
+    block_m, block_c, block_k, *options = _config("dweight", x, compute)
     pixels, blocks = g.B * g.Hc * g.Wc, triton.cdiv(g.C, block_c) * triton.cdiv(g.K, block_k)
     parts, steps = launch.splits(triton.cdiv(max(pixels, 1), block_m), blocks, x.device, most=128)
     out, bias = (x.new_empty(parts, *shape, dtype=torch.float32) for shape in ((g.C, g.K), (g.C,)))
     conv_tokenizer_backward_weight_kernel[(blocks, parts)](
         source, winner, x, out, bias, pixels, g.H, g.W, g.Cin, g.C, g.K, g.Hc, g.Wc, *size, steps * block_m, *x.stride(),
         **g.conv, **window, COMPUTE=TRITON_DTYPE[compute], PRECISION=precision(),
-        BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+        BLOCK_M=block_m, BLOCK_C=block_c, BLOCK_K=block_k, **launch.options(*options),
     )  # fmt: skip
     dweight = sum_partials(out, dtype).view(g.C, g.KH, g.KW, g.Cin).permute(0, 3, 1, 2).contiguous()
     return dweight, sum_partials(bias, dtype)

@@ -58,6 +58,12 @@ def operator(schema, fake):
     return decorate
 
 
+def options(warps, stages, registers=None):
+    """What a launch takes of the end of a table entry. registers: of a thread at most, where the compiler by itself would take
+    fewer, to fit one more program, and spill."""
+    return {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
+
+
 def narrow(x, rows=False):
     """x, copied only if a sample of it spans more than 32-bit offsets reach or, for `rows`, a row has gaps."""
     span = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))

@@ -19,9 +19,10 @@ import triton.language as tl
 from . import launch
 from .dropout import keep, threshold
 
-# Bytes a number of the product takes -> (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). In `linear` these are rows, columns and the
-# summed dimension; in `weight` the rows, summed over, and the two dimensions of the weight. `rich` products hold a second tile
-# (GELU backward) or make a mask, 64 columns at a time. Chosen so that nothing spills; not yet timed on any GPU.
+# Bytes a number of the product takes -> (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages) and registers (launch.options). In `linear`
+# blocks are rows, columns and the summed dimension; in `weight` the rows, summed over, and the two dimensions of the weight.
+# `rich` products hold a second tile (GELU backward) or make a mask, 64 columns at a time. Chosen so that nothing spills; not
+# yet timed on any GPU.
 _HALF = {
     "linear": (128, 128, 64, 8, 3),
     "rich": (128, 64, 64, 8, 3),
@@ -38,7 +39,7 @@ CONFIGS = {
     "sm_80": {2: _HALF | {"linear": (128, 128, 32, 8, 4), "weight": (64, 128, 64, 8, 3)}, 4: _SINGLE},
     "sm_86": {2: _HALF | {"linear": (128, 128, 32, 8, 3), "weight": (32, 128, 64, 8, 3)}, 4: _SINGLE},
     "sm_90": {2: _HALF, 4: _SINGLE},
-    "sm_100": {2: _HALF, 4: _SINGLE},
+    "sm_100": {2: _HALF | {"weight": (64, 128, 64, 4, 3, 255)}, 4: _SINGLE},
 }
 CHUNK = 64  # vectors that a program of sum_partials adds one behind the other when there are many
 STEP = 2048  # numbers that a program of layernorm_backward holds at a time: 16 registers a thread
@@ -298,7 +299,7 @@ def linear(
     norm = norm_input or norm_residual or Norm(None, None, None, None)
     before, after = branch_in or Branch(), branch_out or Branch()
     kind = "rich" if activation == "gelu_backward" or before.p > 0 or after.p > 0 else "linear"
-    block_m, block_n, block_k, warps, stages = CONFIGS[launch.architecture(a.device)][weight.element_size()][kind]
+    block_m, block_n, block_k, *options = CONFIGS[launch.architecture(a.device)][weight.element_size()][kind]
     linear_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
         a, weight, bias, out, hidden, residual, norm.mean, norm.rstd, norm.weight, norm.bias,
         before.scale, after.scale, before.seed if after.seed is None else after.seed,
@@ -306,7 +307,7 @@ def linear(
         norm.eps, keep_scale(max(before.p, after.p)),
         NORM="input" if norm_input else "residual" if norm_residual else "none", ACTIVATION=activation,
         SITE_IN=before.site, DROP_IN=threshold(before.p), SITE_OUT=after.site, DROP_OUT=threshold(after.p),
-        PRECISION=precision(), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+        PRECISION=precision(), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, **launch.options(*options),
     )  # fmt: skip
     return out
 
@@ -316,7 +317,7 @@ def weight_gradient(g, a, dtype, compute, *, bias=True, norm=None, branch_in=Non
     (M, N), K = g.shape, a.shape[1]
     norm, before = norm or Norm(None, None, None, None), branch_in or Branch()
     kind = "weight" if branch_in is None or before == Branch() else "weight_rich"
-    block_m, block_n, block_k, warps, stages = CONFIGS[launch.architecture(a.device)][compute.itemsize][kind]
+    block_m, block_n, block_k, *options = CONFIGS[launch.architecture(a.device)][compute.itemsize][kind]
     blocks = triton.cdiv(N, block_n) * triton.cdiv(K, block_k)
     parts, steps = launch.splits(triton.cdiv(max(M, 1), block_m), blocks, a.device)
     dtypes = {"dtype": dtype if parts == 1 else torch.float32}
@@ -325,7 +326,7 @@ def weight_gradient(g, a, dtype, compute, *, bias=True, norm=None, branch_in=Non
         g, a, out, bias_out if bias else None, norm.mean, norm.rstd, norm.weight, norm.bias, before.scale, before.seed,
         M, N, K, tokens, steps * block_m, g.stride(0), a.stride(0), keep_scale(before.p),
         SITE=before.site, DROP=threshold(before.p), COMPUTE=TRITON_DTYPE[compute], PRECISION=precision(),
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=warps, num_stages=stages,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, **launch.options(*options),
     )  # fmt: skip
     return (out[0], bias_out[0]) if parts == 1 else (sum_partials(out, dtype), sum_partials(bias_out, dtype))
 
