@@ -25,10 +25,10 @@ LONG_K = 256  # above it computing a pixel once, not 9/4 times, is worth a trip 
 
 DCOL_BYTES = 256 << 20  # the most that the product for dx may take at a time
 
-# Bytes a number of the product takes -> (pixels, output channels, K, warps, stages) of a block, and registers (launch.options).
+# Bytes a number of the product takes -> (pixels, output channels, K, warps, stages) of a block.
 # Chosen so that nothing spills; not yet timed on any GPU.
 _CONFIG = {
-    "forward": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 4, 2, 255)},
+    "forward": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 8, 1)},
     "dweight": {2: (64, 64, 32, 4, 2), 4: (32, 32, 32, 8, 2)},
 }
 CONFIGS = {arch: _CONFIG for arch in launch.ARCHITECTURES}
