@@ -7,7 +7,8 @@ from cct.models import create_model
 from . import gpu_peers, gpu_timing
 from .session import PEER_FACTOR, Session
 
-BF16 = torch.bfloat16
+# Of the rows. A CPU without bfloat16 instructions would take minutes a call: there the self-test takes float32.
+BF16 = torch.bfloat16 if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 FULL = {"model": ("CCT-7/3x1", "cct_7_3x1_32", {}), "batch": 1024, "ops": ("CCT-7/3x1",), "rounds": 20}
 TINY = {"model": ("CCT-2/3x2", "cct_2_3x2_32", {"img_size": 16}), "batch": 4, "ops": ("CCT-2/3x2",), "rounds": 2}
 

@@ -67,7 +67,8 @@ def _ways(n, device, dtype, threads):
         return
     image, weight = a.t().reshape(1, n, n, 1).contiguous(memory_format=torch.channels_last), b.reshape(n, n, 1, 1)
     yield "1x1 convolution", lambda: F.conv2d(image, weight)  # oneDNN also where mm takes another library
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    multiplies = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # else packing raises
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and multiplies:
         packed = torch.ops.mkldnn._reorder_linear_weight(b, n)
         yield "packed linear", lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], "")
     if dtype == torch.float32:
