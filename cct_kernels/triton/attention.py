@@ -52,12 +52,11 @@ _HOPPER = {
     },
     "backward_dq": {2: {None: (64, 64, 8, 1)}, 4: _SINGLE["backward_dq"]},
 }
-_DROPOUT = {  # on Hopper: its masks take registers too
-    "forward": {2: {256: (64, 128, 4, 1)}},
-    "backward": {2: {128: (32, 128, 8, 1), 256: (64, 128, 8, 1)}},
+_DROPOUT = {"backward": {2: {128: (32, 128, 8, 1)}}}  # on Hopper: its masks take registers too
+_DROPOUT_AND_MASK = {
+    "backward": {2: {256: (64, 128, 8, 1)}, 4: {None: (16, 64, 32, 1, 64)}},
     "backward_dq": {2: {256: (64, 128, 8, 1)}},
 }
-_DROPOUT_AND_MASK = {"backward": {4: {None: (16, 64, 32, 1, 64)}}}
 CONFIGS = {"sm_80": _AMPERE, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
 
 SLICE = {2: 64, 4: 32}  # channels of a wide head at a time
@@ -67,7 +66,7 @@ def _config(kind, qkv, N, head_dim, p, mask):
     size, configs = qkv.element_size(), CONFIGS[launch.architecture(qkv.device)]
     table = configs[kind][size]
     if p > 0 and configs is _HOPPER:
-        table = table | _DROPOUT[kind].get(size, {})
+        table = table | _DROPOUT.get(kind, {}).get(size, {})
         table = table | ({} if mask is None else _DROPOUT_AND_MASK.get(kind, {}).get(size, {}))
     if head_dim > 64:
         shape, block_d = "wide", SLICE[size]
