@@ -234,7 +234,7 @@ def native_calls():
     forward = {
         "conv_tokenizer": [image, kernel, torch.randn(4), *window, True],
         "layernorm_attention": [*attention, True],
-        "layernorm_mlp": mlp,
+        "layernorm_mlp": [*mlp, True],
         "seqpool": [*pool, 1e-5],
     }
     saved = {op: getattr(native, f"{op}_forward")(*arguments) for op, arguments in forward.items()}
