@@ -124,6 +124,14 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
   }
 }
 
+// register_block of `rows` rows, 1 to MR.
+template <int MR, bool kAdd, typename T>
+CCT_INLINE void few_rows(int64_t rows, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
+  if constexpr (MR > 1)
+    if (rows < MR) return few_rows<MR - 1, kAdd>(rows, K, A, lda, panel, C, ldc, vecs);
+  register_block<MR, kAdd>(K, A, lda, panel, C, ldc, vecs);
+}
+
 template <bool kAdd, typename T>
 CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
                                int64_t columns) {
@@ -132,27 +140,7 @@ CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, co
   int64_t parts = (M + kRows - 1) / kRows;
   for (int64_t i = 0, rows; i < M; i += rows, --parts) {
     rows = (M - i + parts - 1) / parts;
-    const T* a = A + i * lda;
-    float* c = C + i * ldc;
-    switch (rows) {
-      case 1:
-        register_block<1, kAdd>(K, a, lda, panel, c, ldc, vecs);
-        break;
-      case 2:
-        register_block<2, kAdd>(K, a, lda, panel, c, ldc, vecs);
-        break;
-      case 3:
-        register_block<3, kAdd>(K, a, lda, panel, c, ldc, vecs);
-        break;
-      case 4:
-        register_block<4, kAdd>(K, a, lda, panel, c, ldc, vecs);
-        break;
-      case 5:
-        register_block<kRows < 5 ? 4 : 5, kAdd>(K, a, lda, panel, c, ldc, vecs);
-        break;
-      default:
-        register_block<kRows, kAdd>(K, a, lda, panel, c, ldc, vecs);
-    }
+    few_rows<kRows, kAdd>(rows, K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
   }
 }
 
