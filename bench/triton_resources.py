@@ -19,6 +19,10 @@ import triton
 from cct_kernels import testing
 from cct_kernels.triton import aot, launch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
+
+from bench.triton_cases import EXTRA
+
 MATMULS = ("linear", "weight_gradient", "attention_", "row_segment_", "layernorm_mlp_", "conv_tokenizer_forward")
 MATMULS += ("conv_tokenizer_backward_weight",)
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +45,11 @@ NAMES = [
 ]
 # Whole encoders: B, N, C, F, nh. Only their row segments are listed, the rest is in the rows of the two ops.
 ENCODERS = [(BATCH, 256, 256, 512, 4), (4 * BATCH, 64, 128, 128, 2)]
+WAYS = {
+    "": {"backward": False},
+    "_train": {"attn_dropout": 0.1, "drop_path": True},
+    "_dropout": {"dropout": 0.1, "backward": False},
+}
 # Of a multiprocessor: warps, shared memory (KiB; 1 a program is the system's own). 65536 registers, 32 programs (24 on sm_120).
 MULTIPROCESSOR = {"sm_80": (64, 164), "sm_86": (48, 100), "sm_90": (64, 228), "sm_100": (64, 228)}
 
@@ -53,13 +62,12 @@ def occupancy(used, arch):
 
 
 def cases():
+    """The shapes of the paper and EXTRA, with batch 128 and, of attention, with dropout too."""
     by_name = {str(case): case for case in testing.CASES}
-    for name in NAMES:
-        case = by_name[name]
+    for case in [by_name[name] for name in NAMES] + EXTRA:
         case = replace(case, name=f"B{BATCH}_" + case.name.split("_", 1)[1])
-        case = replace(case, shapes=case.shapes | {"x": (BATCH, *case.shapes["x"][1:])})
-        if "mask" in case.shapes:
-            case = replace(case, shapes=case.shapes | {"mask": (BATCH, case.shapes["x"][1])})
+        batched = {n: (BATCH, *case.shapes[n][1:]) for n in ("x", "mask", "drop_path_scale") if n in case.shapes}
+        case = replace(case, shapes=case.shapes | batched)
         yield case
         if case.op == "layernorm_attention" and "seed" not in case.shapes:
             shapes = case.shapes | {"seed": (2,), "drop_path_scale": (BATCH,)}
@@ -69,9 +77,7 @@ def cases():
 def encoders(arch):
     """Pairs of a name and a launch: the row segments in inference and in training."""
     for B, N, C, F, heads in ENCODERS:
-        ways = {"": {"backward": False}, "_train": {"attn_dropout": 0.1, "drop_path": True}}
-        ways |= {"_dropout": {"dropout": 0.1, "backward": False}}
-        for way, options in ways.items():
+        for way, options in WAYS.items():
             for launched in aot.compiled_encoder(arch, torch.bfloat16, B, N, C, F, heads, **options):
                 if launched.kernel.name.startswith("row_segment"):
                     yield f"encoder-B{B}_N{N}_C{C}_F{F}_H{heads}{way}", launched

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import pprint
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest import mock
 
 import torch
@@ -30,12 +30,12 @@ ROUNDS = 15
 
 @dataclass
 class Leaf:
-    """A configuration: where it stands, and the call that times it."""
+    """A configuration: where it stands, and the calls that read it, of which the first times it."""
 
     table: str
     path: tuple
     parent: dict
-    job: Job | None = None
+    jobs: list[Job] = field(default_factory=list)
 
     @property
     def value(self):
@@ -73,7 +73,7 @@ def leaves(table, name, path=()):
 
 
 def assign(found, candidates, arch):
-    """Give each leaf the first job that reads it; nothing is compiled or run."""
+    """Give each leaf the jobs that read it; nothing is compiled or run."""
     from triton.runtime.jit import JITFunction
 
     values = [leaf.value for leaf in found]
@@ -86,7 +86,7 @@ def assign(found, candidates, arch):
                 read.clear()
                 job.dry(arch)
                 for i in read:
-                    found[i].job = found[i].job or job
+                    found[i].jobs.append(job)
     finally:
         for leaf, value in zip(found, values, strict=True):
             leaf.value = value
@@ -137,26 +137,45 @@ def search(start, seconds, deadline=float("inf"), clock=time.monotonic):
     return best, after, before
 
 
+class Call:
+    """Forward and backward of a job, and what they give with the configuration of now."""
+
+    def __init__(self, job):
+        self.dtype = job.dtype
+        self.tensors, self.op = job.make()
+        self.dout = torch.randn_like(self.op(**self.tensors))
+        self.results = self()
+
+    def __call__(self):
+        return testing.run(self.op, self.tensors, {}, self.dout)
+
+    def same(self, found):
+        scale = {name: value.float().abs().max().item() for name, value in self.results.items()}
+        tolerance = 16 * torch.finfo(self.dtype).eps
+        return all(
+            torch.allclose(found[n].float(), value.float(), rtol=tolerance, atol=tolerance * scale[n], equal_nan=True)
+            for n, value in self.results.items()
+        )
+
+
 class Timer:
-    """Times configurations of a leaf by its job on the GPU, and refuses those whose results differ."""
+    """Times configurations of a leaf by the first of its jobs on the GPU, and refuses those that fail or give other results:
+    there, and in the first job with dropout, whose masks take whole groups of 64 columns."""
 
     def __init__(self, leaf):
         self.leaf = leaf
-        self.tensors, self.op = leaf.job.make()
-        self.dout = torch.randn_like(self.op(**self.tensors))
-        self.results = self._results()
-
-    def _results(self):
-        return testing.run(self.op, self.tensors, {}, self.dout)
+        with_dropout = [job for job in leaf.jobs[1:] if job.dropout and not leaf.jobs[0].dropout]
+        self.calls = [Call(job) for job in (leaf.jobs[0], *with_dropout[:1])]
 
     def __call__(self, configurations):
         calls, times, original = {}, [float("inf")] * len(configurations), self.leaf.value
+        first = self.calls[0]
         try:
             for i, configuration in enumerate(configurations):
                 self.leaf.value = configuration
                 if self._right():
-                    calls[i] = lambda c=configuration: (setattr(self.leaf, "value", c), self._results())
-            found = gpu_timing.cold(calls, rounds=ROUNDS, min_time=0.0, device=self.dout.device.type) if calls else {}
+                    calls[i] = lambda c=configuration: (setattr(self.leaf, "value", c), first())
+            found = gpu_timing.cold(calls, rounds=ROUNDS, min_time=0.0, device=first.dout.device.type) if calls else {}
         finally:
             self.leaf.value = original
         for i, result in found.items():
@@ -165,18 +184,13 @@ class Timer:
 
     def _right(self):
         try:
-            found = self._results()
-            if self.dout.is_cuda:
+            found = [call() for call in self.calls]
+            if self.calls[0].dout.is_cuda:
                 torch.cuda.synchronize()
         except Exception as error:  # too much shared memory, no such layout, ...: not a configuration for this GPU
             print(f"    {self.leaf.value}: {type(error).__name__}", flush=True)
             return False
-        scale = {name: value.float().abs().max().item() for name, value in self.results.items()}
-        tolerance = 16 * torch.finfo(self.leaf.job.dtype).eps
-        return all(
-            torch.allclose(found[n].float(), value.float(), rtol=tolerance, atol=tolerance * scale[n], equal_nan=True)
-            for n, value in self.results.items()
-        )
+        return all(call.same(results) for call, results in zip(self.calls, found, strict=True))
 
 
 def text(name, arch, table, note):
@@ -203,7 +217,7 @@ def main(arguments=None):
     found = [leaf for name, table in chosen.items() for leaf in leaves(table, name)]
     assign(found, jobs(args.batch), arch)
     for leaf in found:
-        if leaf.job is None:
+        if not leaf.jobs:
             print(f"{leaf}: no shape of the models reads it")
             continue
         if time.monotonic() > deadline:
@@ -211,7 +225,7 @@ def main(arguments=None):
             continue
         before = leaf.value
         leaf.value, after_s, before_s = search(before, Timer(leaf), deadline)
-        print(f"{leaf} by {leaf.job.name}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
+        print(f"{leaf} by {leaf.jobs[0].name}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
     note = f"tuned on {torch.cuda.get_device_name(device)}, {datetime.date.today()}, batch {args.batch}"
     for name, table in chosen.items():
         print("\n" + text(name, arch, table, note))

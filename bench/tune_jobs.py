@@ -10,6 +10,7 @@ from cct_kernels import testing
 
 from . import gpu_encoder
 from .test_ops import MODELS, with_batch
+from .triton_cases import EXTRA
 
 
 class Job(NamedTuple):
@@ -19,6 +20,7 @@ class Job(NamedTuple):
     dtype: torch.dtype
     dry: Callable
     make: Callable
+    dropout: bool = False
 
 
 def jobs(batch):
@@ -29,7 +31,7 @@ def jobs(batch):
             rates = {"dropout": 0.1} | ({} if case.op == "layernorm_mlp" else {"attn_dropout": 0.1})
             shapes = case.shapes | {"seed": (2,)}
             cases.append(testing.Case(case.op, case.name + "_dropout", case.why, shapes, case.options | rates))
-    cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0]
+    cases += [case for case in testing.CASES if not case.why.startswith(MODELS) and case.shapes["x"][0] > 0] + EXTRA
     found = [_case_job(case, dtype) for dtype in (torch.bfloat16, torch.float32) for case in cases]
     random = {}, {"attn_dropout": 0.1, "drop_path": True}, {"attn_dropout": 0.1, "dropout": 0.1}
     return found + [_encoder_job(sizes, max(batch, 256), rates) for sizes in gpu_encoder.SIZES.values() for rates in random]
@@ -47,7 +49,7 @@ def _case_job(case, dtype):
 
         return testing.make_inputs(case, dtype, "cuda"), op
 
-    return Job(f"{case} {str(dtype)[6:]}", dtype, dry, make)
+    return Job(f"{case} {str(dtype)[6:]}", dtype, dry, make, dropout="seed" in case.shapes)
 
 
 def _encoder_job(sizes, batch, rates):
@@ -62,4 +64,4 @@ def _encoder_job(sizes, batch, rates):
     def make():
         return gpu_encoder.call((N, C, F, heads, 3), batch, "cuda", backend="triton", **rates)
 
-    return Job(f"encoder-B{batch}_N{N}_C{C}" + "".join(f"_{rate}" for rate in rates), torch.bfloat16, dry, make)
+    return Job(f"encoder-B{batch}_N{N}_C{C}" + "".join(f"_{rate}" for rate in rates), torch.bfloat16, dry, make, bool(rates))

@@ -28,21 +28,21 @@ class Case:
         return f"{self.op}-{self.name}"
 
 
-def _conv(name, why, x, C, kernel, bias=False, **options):
+def conv_case(name, why, x, C, kernel, bias=False, **options):
     shapes = {"x": x, "weight": (C, x[1], *kernel)}
     if bias:
         shapes |= {"bias": (C,)}
     return Case("conv_tokenizer", name, why, shapes, options)
 
 
-def _seqpool(name, why, B, N, C, norm=True):
+def seqpool_case(name, why, B, N, C, norm=True):
     shapes = {"x": (B, N, C), "weight": (1, C), "bias": (1,)}
     if norm:
         shapes |= {"norm_weight": (C,), "norm_bias": (C,)}
     return Case("seqpool", name, why, shapes, {})
 
 
-def _attention(name, why, B, N, C, num_heads, attn_dropout=0.0, dropout=0.0, mask=False, drop_path=False, qkv_bias=False):
+def attention_case(name, why, B, N, C, num_heads, attn_dropout=0.0, dropout=0.0, mask=False, drop_path=False, qkv_bias=False):
     shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C)}
     shapes |= {"proj_weight": (C, C), "proj_bias": (C,)}
     options = {"num_heads": num_heads}
@@ -58,7 +58,7 @@ def _attention(name, why, B, N, C, num_heads, attn_dropout=0.0, dropout=0.0, mas
     return Case("layernorm_attention", name, why, shapes, options)
 
 
-def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
+def mlp_case(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
     shapes = {"x": (B, N, C), "norm_weight": (C,), "norm_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
     shapes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
     options = {}
@@ -74,16 +74,16 @@ def _mlp(name, why, B, N, C, F, dropout=0.0, drop_path=False, biases=True):
 
 
 CASES = [
-    _conv("B2_3x32x32_C256_k3", "CCT-7/3x1", (2, 3, 32, 32), 256, (3, 3), padding=1),
-    _conv("B2_3x32x32_C64_k3_stage", "CCT-2/3x2, first stage", (2, 3, 32, 32), 64, (3, 3), padding=1, tokens=False),
-    _conv("B3_64x16x16_C128_k3", "CCT-2/3x2, second stage", (3, 64, 16, 16), 128, (3, 3), padding=1),
-    _conv("B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False),
-    _conv("B1_64x56x56_C384_k7", "CCT-14/7x2, second stage", (1, 64, 56, 56), 384, (7, 7), stride=2, padding=3),
-    _conv("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
-    _conv("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),
-    _conv("B2_1x33x300_C128_k4", "text", (2, 1, 33, 300), 128, (4, 300), padding=(2, 0), pool=((2, 1), (2, 1), 0)),
-    _conv("B2_5x19x23_C70_k5x3", "no size a power of two", (2, 5, 19, 23), 70, (5, 3), True, stride=(2, 1), padding=(1, 2)),
-    _conv(
+    conv_case("B2_3x32x32_C256_k3", "CCT-7/3x1", (2, 3, 32, 32), 256, (3, 3), padding=1),
+    conv_case("B2_3x32x32_C64_k3_stage", "CCT-2/3x2, first stage", (2, 3, 32, 32), 64, (3, 3), padding=1, tokens=False),
+    conv_case("B3_64x16x16_C128_k3", "CCT-2/3x2, second stage", (3, 64, 16, 16), 128, (3, 3), padding=1),
+    conv_case("B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False),
+    conv_case("B1_64x56x56_C384_k7", "CCT-14/7x2, second stage", (1, 64, 56, 56), 384, (7, 7), stride=2, padding=3),
+    conv_case("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
+    conv_case("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),
+    conv_case("B2_1x33x300_C128_k4", "text", (2, 1, 33, 300), 128, (4, 300), padding=(2, 0), pool=((2, 1), (2, 1), 0)),
+    conv_case("B2_5x19x23_C70_k5x3", "no size a power of two", (2, 5, 19, 23), 70, (5, 3), True, stride=(2, 1), padding=(1, 2)),
+    conv_case(
         "B3_3x17x9_C20_k2_s5",
         "stride above the kernel: pixels that nothing sees",
         (3, 3, 17, 9),
@@ -92,9 +92,9 @@ CASES = [
         stride=5,
         pool=(2, 1, 1),
     ),
-    _conv("B2_4x11x13_C33_k3_norelu", "pooling of signed values", (2, 4, 11, 13), 33, (3, 3), True, padding=1, relu=False),
-    _conv("B2_2x9x31_C40_k3_nopool", "ReLU alone", (2, 2, 9, 31), 40, (3, 3), padding=(3, 1), pool=None, tokens=False),
-    _conv(
+    conv_case("B2_4x11x13_C33_k3_norelu", "pooling of signed values", (2, 4, 11, 13), 33, (3, 3), True, padding=1, relu=False),
+    conv_case("B2_2x9x31_C40_k3_nopool", "ReLU alone", (2, 2, 9, 31), 40, (3, 3), padding=(3, 1), pool=None, tokens=False),
+    conv_case(
         "B1_6x5x6_C9_k5_pool",
         "windows of 3 x 4 pixels that overlap more than twice",
         (1, 6, 5, 6),
@@ -103,39 +103,39 @@ CASES = [
         padding=2,
         pool=((3, 4), 1, (1, 2)),
     ),
-    _conv("B1_1x1x1_C1_k1", "a single pixel", (1, 1, 1, 1), 1, (1, 1)),
-    _conv("B0_3x32x32_C64_k3", "empty batch", (0, 3, 32, 32), 64, (3, 3), padding=1),
-    _attention("B2_N256_C256_H4", "CCT-7/3x1", 2, 256, 256, 4),
-    _attention("B3_N64_C128_H2", "CCT-2/3x2, odd batch", 3, 64, 128, 2),
-    _attention("B1_N196_C384_H6", "CCT-14/7x2, one image shared by the threads", 1, 196, 384, 6),
-    _attention("B2_N65_C256_H4", "ViT-Lite-7/4 with its class token", 2, 65, 256, 4),
-    _attention("B2_N33_C300_H4", "text Transformer: head dim 75", 2, 33, 300, 4),
-    _attention("B2_N20_C160_H1_train", "head dim 160, with dropout", 2, 20, 160, 1, 0.2),
-    _attention("B3_N1_C64_H1", "a single token", 3, 1, 64, 1),
-    _attention("B2_N7_C12_H3", "narrower than any vector", 2, 7, 12, 3),
-    _attention("B1_N1030_C64_H2", "long", 1, 1030, 64, 2),
-    _attention("B3_N70_C128_H2_train", "both dropouts and drop-path", 3, 70, 128, 2, 0.2, 0.3, drop_path=True),
-    _attention("B3_N34_C128_H2_mask", "key mask with an empty row", 3, 34, 128, 2, mask=True),
-    _attention("B3_N40_C96_H2_mask_train", "mask, dropout, qkv bias", 3, 40, 96, 2, 0.2, 0.1, mask=True, qkv_bias=True),
-    _attention("B0_N64_C128_H2", "empty batch", 0, 64, 128, 2),
-    _mlp("B2_N256_C256_F512", "CCT-7/3x1", 2, 256, 256, 512),
-    _mlp("B3_N64_C128_F128", "CCT-2/3x2, odd batch", 3, 64, 128, 128),
-    _mlp("B1_N196_C384_F1152", "CCT-14/7x2", 1, 196, 384, 1152),
-    _mlp("B2_N63_C200_F136", "no size a power of two", 2, 63, 200, 136),
-    _mlp("B2_N1_C64_F64", "a single token", 2, 1, 64, 64),
-    _mlp("B1_N300_C12_F7", "narrower than any vector, more rows than a block", 1, 300, 12, 7),
-    _mlp("B4_N17_C64_F96_train", "dropout and drop-path", 4, 17, 64, 96, dropout=0.3, drop_path=True),
-    _mlp("B2_N33_C128_F130_plain", "without biases", 2, 33, 128, 130, biases=False),
-    _mlp("B0_N64_C128_F128", "empty batch", 0, 64, 128, 128),
-    _seqpool("B2_N256_C256", "CCT-7/3x1", 2, 256, 256),
-    _seqpool("B3_N64_C128", "CCT-2/3x2, odd batch", 3, 64, 128),
-    _seqpool("B1_N196_C384", "CCT-14/7x2, one image shared by the threads", 1, 196, 384),
-    _seqpool("B2_N63_C200", "no size a power of two", 2, 63, 200),
-    _seqpool("B2_N1_C64", "a single token", 2, 1, 64),
-    _seqpool("B1_N1024_C40", "long, narrow", 1, 1024, 40),
-    _seqpool("B2_N17_C7", "narrower than any vector", 2, 17, 7),
-    _seqpool("B5_N33_C256_plain", "without the norm", 5, 33, 256, norm=False),
-    _seqpool("B0_N64_C128", "empty batch", 0, 64, 128),
+    conv_case("B1_1x1x1_C1_k1", "a single pixel", (1, 1, 1, 1), 1, (1, 1)),
+    conv_case("B0_3x32x32_C64_k3", "empty batch", (0, 3, 32, 32), 64, (3, 3), padding=1),
+    attention_case("B2_N256_C256_H4", "CCT-7/3x1", 2, 256, 256, 4),
+    attention_case("B3_N64_C128_H2", "CCT-2/3x2, odd batch", 3, 64, 128, 2),
+    attention_case("B1_N196_C384_H6", "CCT-14/7x2, one image shared by the threads", 1, 196, 384, 6),
+    attention_case("B2_N65_C256_H4", "ViT-Lite-7/4 with its class token", 2, 65, 256, 4),
+    attention_case("B2_N33_C300_H4", "text Transformer: head dim 75", 2, 33, 300, 4),
+    attention_case("B2_N20_C160_H1_train", "head dim 160, with dropout", 2, 20, 160, 1, 0.2),
+    attention_case("B3_N1_C64_H1", "a single token", 3, 1, 64, 1),
+    attention_case("B2_N7_C12_H3", "narrower than any vector", 2, 7, 12, 3),
+    attention_case("B1_N1030_C64_H2", "long", 1, 1030, 64, 2),
+    attention_case("B3_N70_C128_H2_train", "both dropouts and drop-path", 3, 70, 128, 2, 0.2, 0.3, drop_path=True),
+    attention_case("B3_N34_C128_H2_mask", "key mask with an empty row", 3, 34, 128, 2, mask=True),
+    attention_case("B3_N40_C96_H2_mask_train", "mask, dropout, qkv bias", 3, 40, 96, 2, 0.2, 0.1, mask=True, qkv_bias=True),
+    attention_case("B0_N64_C128_H2", "empty batch", 0, 64, 128, 2),
+    mlp_case("B2_N256_C256_F512", "CCT-7/3x1", 2, 256, 256, 512),
+    mlp_case("B3_N64_C128_F128", "CCT-2/3x2, odd batch", 3, 64, 128, 128),
+    mlp_case("B1_N196_C384_F1152", "CCT-14/7x2", 1, 196, 384, 1152),
+    mlp_case("B2_N63_C200_F136", "no size a power of two", 2, 63, 200, 136),
+    mlp_case("B2_N1_C64_F64", "a single token", 2, 1, 64, 64),
+    mlp_case("B1_N300_C12_F7", "narrower than any vector, more rows than a block", 1, 300, 12, 7),
+    mlp_case("B4_N17_C64_F96_train", "dropout and drop-path", 4, 17, 64, 96, dropout=0.3, drop_path=True),
+    mlp_case("B2_N33_C128_F130_plain", "without biases", 2, 33, 128, 130, biases=False),
+    mlp_case("B0_N64_C128_F128", "empty batch", 0, 64, 128, 128),
+    seqpool_case("B2_N256_C256", "CCT-7/3x1", 2, 256, 256),
+    seqpool_case("B3_N64_C128", "CCT-2/3x2, odd batch", 3, 64, 128),
+    seqpool_case("B1_N196_C384", "CCT-14/7x2, one image shared by the threads", 1, 196, 384),
+    seqpool_case("B2_N63_C200", "no size a power of two", 2, 63, 200),
+    seqpool_case("B2_N1_C64", "a single token", 2, 1, 64),
+    seqpool_case("B1_N1024_C40", "long, narrow", 1, 1024, 40),
+    seqpool_case("B2_N17_C7", "narrower than any vector", 2, 17, 7),
+    seqpool_case("B5_N33_C256_plain", "without the norm", 5, 33, 256, norm=False),
+    seqpool_case("B0_N64_C128", "empty batch", 0, 64, 128),
 ]
 
 
@@ -151,6 +151,10 @@ def make_inputs(case, dtype, device="cpu", seed=0):
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in case.shapes.items():
+        if device == "meta":
+            constants = {"seed": torch.int64, "mask": torch.bool}
+            tensors[name] = torch.empty(shape, dtype=constants.get(name, dtype), device=device)
+            continue
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
         if name == "seed":
             tensors[name] = torch.tensor([1234567890123, 7], device=device)

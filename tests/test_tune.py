@@ -18,6 +18,26 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @needs_triton
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_90", "sm_100"])
+def test_every_entry_is_compiled_for_the_table_of_resources(arch):
+    from bench import triton_resources as resources
+    from cct_kernels.triton import aot
+
+    def of_case(case, dtype):
+        return tune.Job(str(case), dtype, lambda arch: aot.compiled(arch, case, dtype), None)
+
+    def of_encoder(sizes, options):
+        return tune.Job("encoder", torch.bfloat16, lambda arch: aot.compiled_encoder(arch, torch.bfloat16, *sizes, **options), None)
+
+    dtypes, sizes, ways = (torch.bfloat16, torch.float32), resources.ENCODERS, resources.WAYS.values()
+    jobs = [of_case(case, dtype) for dtype in dtypes for case in resources.cases()]
+    jobs += [of_encoder(size, options) for size in sizes for options in ways]
+    leaves = [leaf for name, table in tune.tables(arch).items() for leaf in tune.leaves(table, name)]
+    tune.assign(leaves, jobs, arch)
+    assert [str(leaf) for leaf in leaves if not leaf.jobs] == []
+
+
+@needs_triton
 def test_every_table_is_found_and_every_leaf_has_a_job():
     found = tune.tables("sm_90")
     assert {"attention.CONFIGS", "linear.CONFIGS", "conv_tokenizer.CONFIGS", "seqpool.CONFIGS"} <= set(found)
@@ -26,9 +46,8 @@ def test_every_table_is_found_and_every_leaf_has_a_job():
     before = [leaf.value for leaf in leaves]
     tune.assign(leaves, tune.jobs(1), "sm_90")
     assert [leaf.value for leaf in leaves] == before
-    unread = {str(leaf) for leaf in leaves if leaf.job is None}
-    assert unread == {f"seqpool.CONFIGS[{C}]" for C in (1024, 2048, 4096)}  # widths that no model has
-    jobs = {str(leaf): leaf.job for leaf in leaves}
+    assert [str(leaf) for leaf in leaves if not leaf.jobs] == []
+    jobs = {str(leaf): leaf.jobs[0] for leaf in leaves if leaf.jobs}
     forward = jobs["attention.CONFIGS['forward'][2][256]"]
     assert forward.name == "layernorm_attention-B2_N256_C256_H4 bfloat16"
     assert jobs["linear.CONFIGS[4]['linear']"].dtype == torch.float32
@@ -80,10 +99,28 @@ def test_what_fails_or_gives_other_results_is_refused(capsys):
 
     job = tune.Job("double", torch.float32, None, lambda: ({"x": torch.ones(3)}, op))
     (leaf,) = tune.leaves(table, "T")
-    leaf.job = job
+    leaf.jobs = [job]
     slow, fast, failed, wrong = tune.Timer(leaf)([(2, 1), (4, 1), (16, 1), (8, 1)])
     assert fast < 1e-3 < slow < 1 and failed == wrong == float("inf")
     assert table == {64: (4, 1)} and "(16, 1): RuntimeError" in capsys.readouterr().out
+
+
+def test_a_configuration_must_hold_with_dropout_too():
+    table = {64: (4, 1)}
+
+    def make(dropout):
+        def op(x):
+            size, _ = table[64]
+            if dropout and size < 4:
+                raise RuntimeError("no whole groups of columns")
+            return 2 * x
+
+        return {"x": torch.ones(3)}, op
+
+    (leaf,) = tune.leaves(table, "T")
+    leaf.jobs = [tune.Job("op", torch.float32, None, lambda d=d: make(d), dropout=d) for d in (False, False, True)]
+    fine, failed = tune.Timer(leaf)([(8, 1), (2, 1)])
+    assert fine < 1 and failed == float("inf")
 
 
 def test_printed_tables_are_literals():

@@ -52,30 +52,51 @@ def test_parity(case, dtype):
         compare(case, dtype, on_triton(case.op))
 
 
-NON_CONTIGUOUS = {
-    "conv_tokenizer": "B2_4x11x13_C33_k3_norelu",
-    "seqpool": "B2_N17_C7",
-    "layernorm_mlp": "B1_N300_C12_F7",
-    "layernorm_attention": "B2_N7_C12_H3",
-}
+NON_CONTIGUOUS = [
+    "conv_tokenizer-B2_4x11x13_C33_k3_norelu",
+    "seqpool-B2_N17_C7",
+    "layernorm_mlp-B1_N300_C12_F7",
+    "layernorm_mlp-B4_N17_C64_F96_train",
+    "layernorm_attention-B2_N7_C12_H3",
+    "layernorm_attention-B3_N70_C128_H2_train",
+    "layernorm_attention-B3_N40_C96_H2_mask_train",
+]
 
 
-@pytest.mark.parametrize("op", NON_CONTIGUOUS)
-def test_non_contiguous(op):
+@pytest.mark.parametrize("name", NON_CONTIGUOUS)
+def test_non_contiguous(name):
     """Every tensor with gaps between its elements, the incoming gradient expanded: bit for bit the same."""
-    (case,) = (case for case in testing.cases(op) if case.name == NON_CONTIGUOUS[op])
+    (case,) = (case for case in testing.CASES if str(case) == name)
     tensors = make_inputs(case, torch.float32)
-    dout = torch.ones(1).expand(on_triton(op)(**tensors, **case.options).shape)
-    results = [gradients(op, case, t, dout) for t in (tensors, {n: with_gaps(t) for n, t in tensors.items()})]
+    dout = torch.ones(1).expand(on_triton(case.op)(**tensors, **case.options).shape)
+    results = [gradients(case.op, case, t, dout) for t in (tensors, {n: with_gaps(t) for n, t in tensors.items()})]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_layernorm_mlp_in_one_kernel_non_contiguous():
+    """One drop-path factor expanded over the batch."""
+    (case,) = (case for case in testing.cases("layernorm_mlp") if case.name == "B4_N17_C64_F96_train")
+    case = replace(case, options={})
+    tensors = make_inputs(case, torch.float16) | {"drop_path_scale": torch.full((4,), 1.25, dtype=torch.float16)}
+    expanded = {n: with_gaps(t) for n, t in tensors.items()} | {"drop_path_scale": tensors["drop_path_scale"][:1].expand(4)}
+    dout = torch.ones(1, dtype=torch.float16).expand(tensors["x"].shape)
+    results = [gradients("layernorm_mlp", case, t, dout) for t in (tensors, expanded)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float16"])
+def test_layernorm_mlp_of_no_tokens(dtype):
+    (case,) = (case for case in testing.cases("layernorm_mlp") if case.name == "B2_N1_C64_F64")
+    compare(replace(case, shapes=case.shapes | {"x": (2, 0, 64)}), dtype, on_triton("layernorm_mlp"))
+
+
 def with_gaps(tensor):
-    return torch.stack([tensor, tensor + 1], -1)[..., 0]
+    gaps = ~tensor if tensor.dtype == torch.bool else tensor + 1
+    return torch.stack([tensor, gaps], -1)[..., 0]
 
 
 def gradients(op, case, tensors, dout):
-    wanted = [t.requires_grad_() for t in tensors.values()]
+    wanted = [t.requires_grad_() for n, t in tensors.items() if n not in testing.CONSTANTS]
     out = on_triton(op)(**tensors, **case.options)
     return out, *torch.autograd.grad(out, wanted, dout)
 

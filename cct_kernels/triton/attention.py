@@ -25,9 +25,9 @@ from .dropout import keep, threshold
 from .linear import keep_scale, precision
 
 # Kind of pass -> bytes a number takes -> largest N of a shape class -> (queries, keys, warps, stages) of a block; None is for
-# longer rows, and for wide heads, of more than 64 channels, where "wide" is absent. A fifth number: see launch.options. At
-# hd = 64 and 128 nothing spills with the Triton of PyTorch 2.11 to 2.13 (3.6 to 3.7), with dropout and mask or without; not
-# yet timed on any GPU.
+# longer rows, and for wide heads, of more than 64 channels, where "wide" is absent. A fifth number: see launch.options.
+# A kind with conditions behind it changes the entries that it names where they all hold; "narrow" is a head of at most 32
+# channels. Nothing spills with the Triton of PyTorch 2.11 to 2.13 (3.6 to 3.7); not yet timed on any GPU.
 _SINGLE = {
     "forward": {None: (16, 64, 8, 3, 255)},
     "backward": {None: (16, 64, 16, 1, 128), "wide": (16, 64, 8, 1, 255)},
@@ -38,8 +38,11 @@ _AMPERE = {
         2: {64: (64, 64, 4, 1), 128: (64, 128, 8, 1), 256: (32, 256, 8, 1), None: (64, 64, 4, 2)},
         4: _SINGLE["forward"],
     },
-    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
+    "backward": {2: {64: (16, 64, 4, 1), 128: (16, 128, 8, 1, 255), None: (32, 64, 8, 1)}, 4: _SINGLE["backward"]},
     "backward_dq": {2: {None: (32, 64, 8, 1, 255)}, 4: _SINGLE["backward_dq"]},
+    "forward+narrow": {2: {256: (16, 256, 4, 1)}},
+    "forward+dropout+narrow": {2: {256: (64, 128, 8, 1), None: (64, 64, 4, 2, 255)}},
+    "backward+dropout+mask": {4: {None: (16, 64, 16, 1)}},
 }
 _HOPPER = {
     "forward": {
@@ -51,11 +54,10 @@ _HOPPER = {
         4: _SINGLE["backward"],
     },
     "backward_dq": {2: {None: (64, 64, 8, 1)}, 4: _SINGLE["backward_dq"]},
-}
-_DROPOUT = {"backward": {2: {128: (32, 128, 8, 1)}}}  # on Hopper: its masks take registers too
-_DROPOUT_AND_MASK = {
-    "backward": {2: {256: (64, 128, 8, 1)}, 4: {None: (16, 64, 32, 1, 64)}},
-    "backward_dq": {2: {256: (64, 128, 8, 1)}},
+    "forward+dropout+narrow": {2: {256: (64, 128, 8, 1)}},
+    "backward+dropout": {2: {128: (32, 128, 8, 1)}},  # the masks take registers too
+    "backward+dropout+mask": {2: {256: (64, 128, 8, 1)}, 4: {None: (16, 64, 16, 1)}},
+    "backward_dq+dropout+mask": {2: {256: (64, 128, 8, 1)}},
 }
 CONFIGS = {"sm_80": _AMPERE, "sm_86": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER}
 
@@ -63,11 +65,12 @@ SLICE = {2: 64, 4: 32}  # channels of a wide head at a time
 
 
 def _config(kind, qkv, N, head_dim, p, mask):
-    size, configs = qkv.element_size(), CONFIGS[launch.architecture(qkv.device)]
-    table = configs[kind][size]
-    if p > 0 and configs is _HOPPER:
-        table = table | _DROPOUT.get(kind, {}).get(size, {})
-        table = table | ({} if mask is None else _DROPOUT_AND_MASK.get(kind, {}).get(size, {}))
+    size, holds = qkv.element_size(), {"dropout": p > 0, "mask": mask is not None, "narrow": head_dim <= 32}
+    table = {}
+    for name, entries in CONFIGS[launch.architecture(qkv.device)].items():
+        of_kind, *conditions = name.split("+")
+        if of_kind == kind and all(holds[condition] for condition in conditions):
+            table |= entries.get(size, {})
     if head_dim > 64:
         shape, block_d = "wide", SLICE[size]
     else:

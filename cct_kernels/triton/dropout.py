@@ -15,6 +15,7 @@ def keep(seed_ptr, SITE: tl.constexpr, rows, first_column, THRESHOLD: tl.constex
 
     One Philox call gives four words: columns lane, lane + 16, lane + 32 and lane + 48 of a group of 64.
     """
+    tl.static_assert(BLOCK % 64 == 0)
     seed = tl.load(seed_ptr)
     offset = (tl.load(seed_ptr + 1) & 0xFFFFFFFF).to(tl.uint32)
     lane = first_column // 4 + tl.arange(0, BLOCK // 4)

@@ -79,5 +79,5 @@ def fills(programs, device):
 def splits(tiles, programs, device, most=32):
     """Among how many programs to divide work of `tiles` steps that `programs` of them do at a time."""
     wanted = PROGRAMS[architecture(device)] // max(1, programs)
-    per_program = triton.cdiv(tiles, max(1, min(wanted, tiles, most)))
+    per_program = max(1, triton.cdiv(tiles, max(1, min(wanted, tiles, most))))
     return triton.cdiv(tiles, per_program), per_program

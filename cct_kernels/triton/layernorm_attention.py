@@ -30,6 +30,7 @@ def forward(
     attn_dropout, dropout, drop_path_scale, seed, eps, compute, keep,
 ):  # fmt: skip
     B, N, C = x.shape
+    drop_path_scale, seed = dense(drop_path_scale), dense(seed)
     rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
     qkv = x.new_empty(B * N, 3 * C, dtype=compute)
     linear(rows, qkv_weight.to(compute), qkv, bias=dense(qkv_bias), norm_input=norm)
@@ -50,6 +51,7 @@ def backward(
     attn_dropout, dropout, drop_path_scale, seed, eps, compute, mean, rstd, qkv, o, lse, need_weights,
 ):  # fmt: skip
     (B, N, C), dtype = x.shape, qkv_weight.dtype
+    drop_path_scale, seed = dense(drop_path_scale), dense(seed)
     rows = x.reshape(B * N, C).contiguous()
     norm = Norm(mean.view(-1), rstd.view(-1), dense(norm_weight), dense(norm_bias), eps)
     dout = dout.contiguous().view(B * N, C)

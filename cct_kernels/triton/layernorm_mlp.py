@@ -135,7 +135,7 @@ def layernorm_mlp_backward_kernel(
 
 def _one_kernel(table, x, C, compute, dropout):
     """The blocks of the one-kernel forms, or None where products one by one are the way."""
-    if compute.itemsize != 2 or dropout > 0 or x.shape[0] == 0:
+    if compute.itemsize != 2 or dropout > 0 or x.numel() == 0:
         return None
     config = next((config for most, config in table[launch.architecture(x.device)].items() if most >= C), None)
     if config is None:
@@ -155,13 +155,14 @@ def forward(
     x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps, compute, keep,
 ):  # fmt: skip
     (B, N, C), F = x.shape, fc1_weight.shape[0]
+    drop_path_scale, seed = dense(drop_path_scale), dense(seed)
     rows, norm = norm_of_rows(x, norm_weight, norm_bias, eps)
     w1, w2 = fc1_weight.to(compute).contiguous(), fc2_weight.to(compute).contiguous()
     config = _one_kernel(FORWARD, x, C, compute, dropout)
     if config:
         out = x.new_empty(B, N, C)
         layernorm_mlp_forward_kernel[(triton.cdiv(B * N, config["BLOCK_M"]),)](
-            rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), dense(drop_path_scale), out,
+            rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), drop_path_scale, out,
             norm.mean, norm.rstd, B * N, C, F, N, eps, **config,
         )  # fmt: skip
         return out, norm.mean.view(B, N), norm.rstd.view(B, N), x.new_empty(0, F, dtype=compute)
@@ -183,6 +184,7 @@ def backward(
     mean, rstd, _, need_weights,
 ):  # fmt: skip
     (B, N, C), F, dtype = x.shape, fc1_weight.shape[0], fc1_weight.dtype
+    drop_path_scale, seed = dense(drop_path_scale), dense(seed)
     rows, norm = x.reshape(B * N, C).contiguous(), Norm(mean.view(-1), rstd.view(-1), dense(norm_weight), dense(norm_bias), eps)
     dout = dout.contiguous().view(B * N, C)
     w1, w2 = fc1_weight.to(compute).contiguous(), fc2_weight.to(compute).contiguous()
@@ -193,7 +195,7 @@ def backward(
         parts, steps = launch.splits(triton.cdiv(B * N, config["BLOCK_M"]), 1, x.device, most=512)
         dx, partial = x.new_empty(B * N, C), x.new_empty(parts, 2, C, dtype=torch.float32)
         layernorm_mlp_backward_kernel[(parts,)](
-            dout, rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(drop_path_scale), norm.mean, norm.rstd,
+            dout, rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, drop_path_scale, norm.mean, norm.rstd,
             h, da, dx, partial, B * N, C, F, N, steps * config["BLOCK_M"], **config,
         )  # fmt: skip
         dnorm_weight, dnorm_bias = sum_norm_partials(partial, dtype)

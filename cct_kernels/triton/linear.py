@@ -39,7 +39,10 @@ CONFIGS = {
     "sm_80": {2: _HALF | {"linear": (128, 128, 32, 8, 4), "weight": (64, 128, 64, 8, 3)}, 4: _SINGLE},
     "sm_86": {2: _HALF | {"linear": (128, 128, 32, 8, 3), "weight": (32, 128, 64, 8, 3)}, 4: _SINGLE},
     "sm_90": {2: _HALF, 4: _SINGLE},
-    "sm_100": {2: _HALF | {"weight_rich": (64, 64, 64, 8, 3)}, 4: _SINGLE},
+    "sm_100": {
+        2: _HALF | {"weight_rich": (64, 64, 64, 8, 3)},
+        4: _SINGLE | {"weight_rich": (16, 64, 32, 8, 1)},
+    },
 }
 CHUNK = 64  # vectors that a program of sum_partials adds one behind the other when there are many
 STEP = 2048  # numbers that a program of layernorm_backward holds at a time: 16 registers a thread
