@@ -96,6 +96,8 @@ def stages(bench):
         "training": [lambda: training_rows(bench, (*all_ours, *bench.eager, *bench.compiled[:1]), "training")],
         "autotune": [
             lambda: inference_rows(bench, batch, ("ours", "max-autotune"), cold, "autotune"),
+            lambda: training_rows(bench, ("ours", "reduce-overhead", "max-autotune"), "autotune"),
+            lambda: inference_rows(bench, 1, ("ours", "max-autotune"), latency, "autotune"),
             lambda: gpu_ops.op_rows(bench, ("ours", "max-autotune"), "autotune"),
         ],
     }

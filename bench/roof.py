@@ -8,9 +8,9 @@ products is the best over several ways to ask the machine for one, as no single 
 
 import argparse
 import functools
+import importlib.util
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -71,7 +71,8 @@ def _ways(n, device, dtype, threads):
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and multiplies:
         packed = torch.ops.mkldnn._reorder_linear_weight(b, n)
         yield "packed linear", lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], "")
-    if dtype == torch.float32:
+    if dtype == torch.float32 and importlib.util.find_spec("threadpoolctl"):
+        import numpy as np
         from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
         x, y, z = a.numpy(), b.numpy(), out.numpy()

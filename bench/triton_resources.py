@@ -1,7 +1,7 @@
 """What each Triton kernel asks of a GPU, from compilation alone: registers, shared memory, occupancy, bytes.
 
-    python bench/triton_resources.py            writes bench/results/triton_resources.json and .md
-    python bench/triton_resources.py encoder    makes only the rows again whose case begins so; the others stay
+    python -m bench.triton_resources            writes bench/results/triton_resources.json and .md
+    python -m bench.triton_resources encoder    makes only the rows again whose case begins so; the others stay
 
 No GPU is needed and nothing is timed. One row for each distinct kernel that the shapes of the paper launch with batch 128.
 Occupancy: warps that fit a multiprocessor over the most it can hold. MB: the tensors a launch is given, each counted once.
@@ -19,9 +19,7 @@ import triton
 from cct_kernels import testing
 from cct_kernels.triton import aot, launch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
-
-from bench.triton_cases import EXTRA
+from .triton_cases import EXTRA
 
 MATMULS = ("linear", "weight_gradient", "attention_", "row_segment_", "layernorm_mlp_", "conv_tokenizer_forward")
 MATMULS += ("conv_tokenizer_backward_weight",)
@@ -123,7 +121,7 @@ def main(prefix=""):
     lines = [
         f"# Triton kernels, compiled ahead of time (triton {triton.__version__}); nothing here was timed",
         "",
-        "Made by `python bench/triton_resources.py`. Stack: bytes of local memory a thread, where spills would lie.",
+        "Made by `python -m bench.triton_resources`. Stack: bytes of local memory a thread, where spills would lie.",
         "",
     ]
     for arch in MULTIPROCESSOR:

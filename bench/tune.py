@@ -225,7 +225,10 @@ def main(arguments=None):
             continue
         before = leaf.value
         leaf.value, after_s, before_s = search(before, Timer(leaf), deadline)
-        print(f"{leaf} by {leaf.jobs[0].name}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us", flush=True)
+        print(
+            f"{leaf} by {leaf.jobs[0].name}: {before} {before_s * 1e6:.1f} us -> {leaf.value} {after_s * 1e6:.1f} us",
+            flush=True,
+        )
     note = f"tuned on {torch.cuda.get_device_name(device)}, {datetime.date.today()}, batch {args.batch}"
     for name, table in chosen.items():
         print("\n" + text(name, arch, table, note))

@@ -77,7 +77,9 @@ CASES = [
     conv_case("B2_3x32x32_C256_k3", "CCT-7/3x1", (2, 3, 32, 32), 256, (3, 3), padding=1),
     conv_case("B2_3x32x32_C64_k3_stage", "CCT-2/3x2, first stage", (2, 3, 32, 32), 64, (3, 3), padding=1, tokens=False),
     conv_case("B3_64x16x16_C128_k3", "CCT-2/3x2, second stage", (3, 64, 16, 16), 128, (3, 3), padding=1),
-    conv_case("B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False),
+    conv_case(
+        "B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False
+    ),
     conv_case("B1_64x56x56_C384_k7", "CCT-14/7x2, second stage", (1, 64, 56, 56), 384, (7, 7), stride=2, padding=3),
     conv_case("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
     conv_case("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),

@@ -12,6 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CCT_SHARED", ROOT.parent / "shared"))
 
 
+def pytest_collection_modifyitems(config, items):
+    """CCT_TEST_SHARD=I/N runs one test of N, beginning with number I: bench/gpu.sh has several processes share the tests."""
+    if shard := os.environ.get("CCT_TEST_SHARD"):
+        i, n = map(int, shard.split("/"))
+        config.hook.pytest_deselected(items=[item for k, item in enumerate(items) if k % n != i])
+        items[:] = items[i::n]
+
+
 def _shared_folder(name):
     folder = SHARED / name
     if not folder.is_dir():

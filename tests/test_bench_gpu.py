@@ -40,6 +40,19 @@ def test_rows_on_the_cpu(quick):
     assert [row["batch"] for row in rows if row["kind"] == "augmentation"] == [32]
 
 
+def test_needs_no_package_beside_pytorch_and_pytest():
+    """The machine with the GPU may have nothing else: the benchmarks and the tests that bench/gpu.sh runs there import."""
+    blocked = "rich numpy yaml safetensors PIL sklearn scipy threadpoolctl onnx onnxruntime openvino matplotlib hypothesis"
+    modules = "bench.gpu_rows bench.gpu_profile bench.gpu_summary bench.gpu_small test_gpu test_graphed test_warmup"
+    modules += " test_training_graph test_seqpool test_device_guard"
+    root = Path(__file__).resolve().parents[1]
+    code = f"import importlib, sys; sys.path[:0] = {[str(root), str(root / 'tests')]!r}\n"
+    code += f"sys.modules |= dict.fromkeys({(blocked + ' pytest_benchmark').split()!r})\n"
+    code += f"for name in {modules.split()!r}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_wrong_result_is_not_timed(quick, monkeypatch):
     right = gpu_peers.module
 

@@ -173,3 +173,20 @@ def test_training_gives_the_same_bits_with_and_without_graphs(tmp_path, monkeypa
         assert main(["train", *flags.split(), "--output", str(tmp_path / graphs)]) == 0
         weights.append(load_checkpoint(tmp_path / graphs / "last.safetensors")[0])
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_augmentation_gives_the_bits_of_the_cpu():
+    """An epoch of images and mixed targets, drawn by (seed, epoch, index), on both devices."""
+    from cct.data import Augment, batches
+    from cct.data.dataset import Split
+
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (24,), generator=generator)
+    augment = Augment(scale=(0.5, 1.0), aa="rand-m9-mstd0.5-inc1", reprob=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
+    found = []
+    for device in ("cpu", "cuda"):
+        options = {"batch_size": 8, "seed": 1, "epoch": 2, "augment": augment, "num_classes": 10, "device": device}
+        split = Split(images, labels)
+        found.append([t.cpu() for pair in batches.epoch(split, mean=(0.5,) * 3, std=(0.25,) * 3, **options) for t in pair])
+    assert len(found[0]) == 6 and all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -148,3 +148,16 @@ def test_two_workers_change_the_size_as_one_does(tmp_path):
     finished(torchrun(*FLAGS, *still, "--output", tmp_path / "two"))
     assert main(["train", *FLAGS, *still, "--output", str(tmp_path / "one")]) == 0
     assert_same_to_rounding(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_embedding_of_a_smaller_size_is_copied_to_the_device_once():
+    """A copy in every step could not be in a CUDA graph."""
+    model = create_model("cct_2_3x2", img_size=16, positional_embedding="learnable")
+    model.accept_size(8)
+    model.double()
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+        ((length, matrix),) = model.classifier.other_lengths.items()
+        assert matrix.dtype == torch.float64 and matrix.device == model.classifier.positional_emb.device
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    assert model.classifier.other_lengths[length] is matrix

@@ -29,6 +29,18 @@ def test_traffic_of_the_table(name):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_what_is_said_to_run_where():
+    """roofline.WHERE names the limits that the tables of the kernels have."""
+    pytest.importorskip("triton")
+    from cct_kernels.triton import layernorm_mlp, row_segment
+
+    wide = {arch: max(table["forward"], default=0) for arch, table in row_segment.CONFIGS.items() if table}
+    assert wide == {"sm_90": 256, "sm_100": 256} and row_segment.BYTES == (2,)
+    assert {max(table) for table in layernorm_mlp.FORWARD.values()} == {256}
+    assert {max(table) for table in layernorm_mlp.BACKWARD.values()} == {128, 256}
+    assert "at most 256 channels on Hopper and Blackwell" in roofline.WHERE and "up to 128 to 256" in roofline.WHERE
+
+
 @pytest.mark.parametrize("name", ["cct_7_3x1_32", "cct_14_7x2_224", "cct_2_3x2_32", "vit_lite_7_4_32", "cvt_7_8_32"])
 def test_operations_are_twice_the_macs(name):
     model = create_model(name)

@@ -182,3 +182,22 @@ def test_says_why_it_cannot_run(op):
     case = testing.cases(op)[-1]
     with pytest.raises(ValueError, match=f"{op}: backend 'triton' does not run on cpu tensors"):
         getattr(cct_kernels, op)(**make_inputs(case, torch.float32), **case.options, backend="triton")
+
+
+def test_batch_sizes_share_their_kernels(monkeypatch):
+    """First calls compile: training CCT-7/3x1 with any of nine batch sizes takes few kernels, most of them the same."""
+    from triton.runtime.jit import JITFunction
+
+    from cct_kernels.triton import aot
+
+    kernels = set()
+    monkeypatch.setattr(JITFunction, "_do_compile", lambda self, key, *args: kernels.add((self.__name__, str(key))))
+    counts = []
+    for B in (1, 2, 7, 16, 64, 100, 128, 1000, 1024):
+        for name in ("conv_tokenizer-B2_3x32x32_C256_k3", "seqpool-B2_N256_C256"):
+            case = NAMES[name]
+            case = replace(case, shapes=case.shapes | {"x": (B, *case.shapes["x"][1:])})
+            aot.compiled("sm_90", case, torch.bfloat16)
+        aot.compiled_encoder("sm_90", torch.bfloat16, B, 256, 256, 512, 4, attn_dropout=0.1, drop_path=True)
+        counts.append(len(kernels))
+    assert 10 < counts[0] <= 40 and counts[-1] <= 3 * counts[0], counts

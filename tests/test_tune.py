@@ -27,7 +27,9 @@ def test_every_entry_is_compiled_for_the_table_of_resources(arch):
         return tune.Job(str(case), dtype, lambda arch: aot.compiled(arch, case, dtype), None)
 
     def of_encoder(sizes, options):
-        return tune.Job("encoder", torch.bfloat16, lambda arch: aot.compiled_encoder(arch, torch.bfloat16, *sizes, **options), None)
+        return tune.Job(
+            "encoder", torch.bfloat16, lambda arch: aot.compiled_encoder(arch, torch.bfloat16, *sizes, **options), None
+        )
 
     dtypes, sizes, ways = (torch.bfloat16, torch.float32), resources.ENCODERS, resources.WAYS.values()
     jobs = [of_case(case, dtype) for dtype in dtypes for case in resources.cases()]

@@ -92,6 +92,7 @@ def _roofline(args, sizes):
     console = Console(width=None if sys.stdout.isatty() else 128)
     for table in roofline.tables(found, args.batch_size):
         console.print(table)
+    print(textwrap.fill(f"What runs on a GPU: {roofline.WHERE}.", 128))
 
 
 def _overview():

@@ -6,11 +6,11 @@ CIFAR-100 has its 100 fine classes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .dataset import DataError, DataSet, Split
@@ -19,6 +19,9 @@ from .images import fit_all
 from .pictures import Reading
 from .published import CIFAR as SETS
 from .published import Form
+
+with contextlib.suppress(ImportError):  # only files need it
+    import numpy as np
 
 SIZE = (32, 32)
 PIXELS = 3 * 32 * 32
@@ -139,18 +142,17 @@ def parse_python(data: bytes, where, n: int, label_key: str) -> tuple[np.ndarray
 class ArrayUnpickler(pickle.Unpickler):
     """Builds numpy arrays and Python's plain values; refuses to look up anything else, so a pickle cannot run code."""
 
-    _reconstruct = staticmethod(np.empty(0).__reduce__()[0])
-    _allowed = {  # noqa: RUF012 - never changed
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
     def find_class(self, module, name):
-        if (module, name) not in self._allowed:
+        reconstruct = np.empty(0).__reduce__()[0]
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
             raise DataError(f"refused: the pickle asks for {module}.{name}, which image data never needs; do not use this file")
-        return self._allowed[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, pid):
         raise DataError(f"refused: the pickle asks for the outside object {pid!r}; do not use this file")

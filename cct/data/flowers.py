@@ -8,9 +8,8 @@ with 6552 and 818 images (its 819 others have no labels); it is tested on valid.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-
-import numpy as np
 
 from .dataset import DataError, DataSet
 from .files import expect_checksum, obtain, read_tar
@@ -19,6 +18,9 @@ from .matlab import read_mat
 from .pictures import Reading, splits
 from .published import FLOWERS
 from .streamed import Picture
+
+with contextlib.suppress(ImportError):  # only files need it
+    import numpy as np
 
 SIZE = (224, 224)
 RESPLIT = "flowers102_resplit"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 
-import numpy as np
 import torch
 
 from .batches import affine, normalise
 from .dataset import DataError
 
-with contextlib.suppress(ImportError):  # only pictures in files need it
+with contextlib.suppress(ImportError):  # only pictures in files need them
+    import numpy as np
     from PIL import Image, ImageOps
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # of PIL.Image.Resampling

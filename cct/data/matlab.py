@@ -7,13 +7,15 @@ SciPy's reader is not used, because damaged files crash it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import zlib
 
-import numpy as np
-
 from .dataset import DataError
+
+with contextlib.suppress(ImportError):  # only files need it
+    import numpy as np
 
 HEADER = 128
 MATRIX, COMPRESSED = 14, 15

@@ -7,12 +7,12 @@ other size the border keeps its share of 1/16. `mean` and `std` are those of the
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .dataset import DataError, DataSet, Split
@@ -21,6 +21,9 @@ from .images import fit_all
 from .pictures import Reading
 from .published import FILES
 from .published import MNIST as SETS
+
+with contextlib.suppress(ImportError):  # only files need it
+    import numpy as np
 
 DEFAULT_SIZE = (32, 32)
 SIDE = 28

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console, Group
-from rich.markup import escape
-from rich.table import Table
 
 from . import folder
 from .dataset import DataError, DataSet
@@ -40,6 +37,10 @@ class Report:
         return not self.problems and all(part.ok for part in self.parts)
 
     def __rich__(self):
+        from rich.console import Group  # here, as the data sets need nothing of it
+        from rich.markup import escape
+        from rich.table import Table
+
         if self.parts:
             return Group(*self.parts)
         parts = [f"[bold]{escape(self.title)}[/bold]", *(f"  {key}: {escape(value)}" for key, value in self.facts.items())]
@@ -60,6 +61,8 @@ class Report:
         return Group(*parts)
 
     def __str__(self):
+        from rich.console import Console
+
         console = Console(width=120, color_system=None)
         with console.capture() as capture:
             console.print(self, soft_wrap=True, highlight=False)

@@ -5,9 +5,9 @@ The files say 10 for the digit 0. `mean` and `std` are those of the training ima
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .dataset import DataError, DataSet, Split
@@ -16,6 +16,9 @@ from .images import fit_all
 from .matlab import read_mat
 from .pictures import Reading
 from .published import SVHN
+
+with contextlib.suppress(ImportError):  # only files need it
+    import numpy as np
 
 SIZE = (32, 32)
 

@@ -142,9 +142,16 @@ class TransformerClassifier(nn.Module):
         """The positional embedding of that many tokens, (1, length, C)."""
         if length in self.other_lengths:
             with torch.autocast(self.positional_emb.device.type, enabled=False):
-                return self.other_lengths[length].to(self.positional_emb) @ self.positional_emb
+                return self._matrix(length) @ self.positional_emb
         lead = int(self.leading_row)
         return self.positional_emb[:, lead : lead + length]
+
+    def _matrix(self, length):
+        """other_lengths[length] in the dtype and on the device of the embedding, copied once: no copy in a CUDA graph."""
+        table, matrix = self.positional_emb, self.other_lengths[length]
+        if matrix.dtype != table.dtype or matrix.device != table.device:
+            self.other_lengths[length] = matrix = matrix.to(table)
+        return matrix
 
     def encode(self, x, mask=None, backend=None):
         """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""

@@ -6,11 +6,13 @@ sums of these. They are bounds, not predictions: real kernels reach 60 to 90 % o
 
 from typing import NamedTuple
 
-from rich.table import Table
-
 from .traffic import LAUNCH, WAYS, kernels
 
 BATCH = 1024
+WHERE = (
+    "`encoder` in 16 bits for models of at most 256 channels on Hopper and Blackwell (H100, H200, B200); elsewhere `ops`, "
+    "whose LayerNorm and MLP are one kernel in 16 bits up to 256 channels, in backward up to 128 to 256 by GPU"
+)
 
 
 class Device(NamedTuple):
@@ -75,6 +77,8 @@ def report(model, device=None, dtype="bfloat16", batch=BATCH):
 
 def tables(found, batch):
     """A rich table for each direction of a `report`: parts down, ways across; layers that are alike share a line."""
+    from rich.table import Table
+
     for direction, ways in found.items():
         table = Table(title=f"{direction}, batch {batch}: MB an image / launches / least ms a batch")
         table.add_column("part")
