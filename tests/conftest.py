@@ -9,6 +9,7 @@ import torch
 from cct_kernels.dispatch import machine_why_not
 
 ROOT = Path(__file__).resolve().parents[1]
+machine_why_not("cpu")  # loads the native library, so that tests may call torch.ops.cct_kernels first
 SHARED = Path(os.environ.get("CCT_SHARED", ROOT.parent / "shared"))
 
 
