@@ -21,6 +21,9 @@ def lines(dtype=torch.float32):
     yield f"{'op':<21}{'device':<8}{'backend':<11}for {str(dtype).removeprefix('torch.')} tensors"
     for op in OPS:
         for device in ("cpu", "cuda"):
+            if (op, device) not in TABLE:
+                yield f"{op:<21}{device:<8}{'':<11}its ops run in turn"
+                continue
             reasons = {backend: why_not(op, backend, device, dtype) for backend in TABLE[op, device]}
             runs = next(backend for backend, reason in reasons.items() if reason is None)
             for backend, reason in reasons.items():

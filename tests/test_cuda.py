@@ -16,7 +16,7 @@ import torch
 
 from cct_kernels import native, reference
 from cct_kernels.dispatch import TABLE
-from cct_kernels.testing import _seqpool, assert_no_worse, cases, compare, make_inputs, max_error, poisoned_memory, run
+from cct_kernels.testing import assert_no_worse, cases, compare, make_inputs, max_error, poisoned_memory, run, seqpool_case
 
 seqpool_op = importlib.import_module("cct_kernels.seqpool")  # the module; the package's name of it is the function
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,10 +146,10 @@ def seqpool(emulated, monkeypatch):
 
 
 LAYOUTS = [  # a case for each layout of threads that the cases of the op do not reach
-    _seqpool("B2_N9_C509", "two vectors a thread, odd", 2, 9, 509),
-    _seqpool("B1_N11_C768", "four vectors a thread", 1, 11, 768),
-    _seqpool("B1_N3_C1030", "one group a block", 1, 3, 1030),
-    _seqpool("B97_N2_C16", "parameter gradients summed in slices", 97, 2, 16),
+    seqpool_case("B2_N9_C509", "two vectors a thread, odd", 2, 9, 509),
+    seqpool_case("B1_N11_C768", "four vectors a thread", 1, 11, 768),
+    seqpool_case("B1_N3_C1030", "one group a block", 1, 3, 1030),
+    seqpool_case("B97_N2_C16", "parameter gradients summed in slices", 97, 2, 16),
 ]
 
 
