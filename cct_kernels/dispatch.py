@@ -72,7 +72,7 @@ def choose(op, x, backend=None):
     """
     if not isinstance(backend, (str, type(None))):
         raise ValueError(f"{op}: backend is {backend!r}; expected None, 'fused' or one of {', '.join(BACKENDS)}")
-    if backend is None and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+    if backend is None and exporting():
         return "reference"
     return _constant_choice(op, x.device.type, x.dtype, backend)
 
@@ -81,8 +81,13 @@ def _constant_choice(op, device, dtype, backend):
     return _choice(op, device, dtype, backend)  # torch.compile takes the answer and does not trace the search
 
 
+def exporting():
+    """Whether torch.export or ONNX tracing is at work. Traced by torch.compile, is_exporting() is true in PyTorch 2.11."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 # What torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, which takes over a second.
-_constant_choice._dynamo_marked_constant = True
+_constant_choice._dynamo_marked_constant = exporting._dynamo_marked_constant = True
 
 
 @functools.cache

@@ -19,7 +19,7 @@ def check(fused):
 
 def backend(fused, device, dtype):
     """The `backend` argument for the ops. Exports take plain PyTorch, so that the graph holds standard operators only."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if dispatch.exporting():
         return "reference"
     if fused is True and not torch.compiler.is_compiling():
         announce(device, dtype)

@@ -23,7 +23,7 @@ from .. import native
 from . import launch
 
 # Largest C of a shape class -> (tokens a step, warps). A step is 4096 numbers, 32 registers a thread of four warps.
-_CONFIG = {64: (64, 4), 128: (32, 4), 256: (16, 4), 512: (8, 4), 1024: (4, 4), 2048: (4, 8), 4096: (2, 8)}
+_CONFIG = {64: (64, 4), 128: (32, 4), 256: (16, 4), 512: (8, 4), 1024: (4, 8), 2048: (4, 8), 4096: (2, 8)}
 CONFIGS = {"sm_80": _CONFIG, "sm_86": _CONFIG, "sm_90": _CONFIG, "sm_100": _CONFIG | {2048: (2, 8)}}
 _LONGEST = (1, 16)
 
