@@ -92,6 +92,13 @@ def assign(found, candidates, arch):
             leaf.value = value
 
 
+def unread(candidates, arch):
+    """The leaves of all tables for `arch`, by name, that none of the jobs reads."""
+    found = [leaf for name, table in tables(arch).items() for leaf in leaves(table, name)]
+    assign(found, candidates, arch)
+    return [str(leaf) for leaf in found if not leaf.jobs]
+
+
 def _noticing(value, notice):
     """The same tuple, which calls `notice` whenever it is read."""
 
