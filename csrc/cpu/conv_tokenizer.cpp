@@ -11,126 +11,12 @@
 //
 // Letters: (Cin, H, W) image, (kh, kw) kernel, stride (sh, sw), padding (ph, pw), (C, Hc, Wc) convolved, (Ho, Wo) pooled;
 // K = kh kw Cin, ordered (ky, kx, ci).
-#include <cstdint>
-
-#include "isa.h"
-#include "scratch.h"
-
-namespace cct {
-
-struct Window {
-  int64_t kh, kw, sh, sw, ph, pw;
-};
-
-struct ConvArgs {
-  int64_t Cin, H, W, C, Cp, K, Hc, Wc, Ho, Wo;  // Cp: C rounded up to whole panels
-  Window conv, pool;                            // without pooling: a window of one pixel
-  bool relu, x_bf16, bf16, channels_last;       // storage of x, out, dout, dx; products; layout of x and dx
-  const void* x;
-  uint8_t* winner;  // (B, Ho * Wo, Cp), or null
-  // forward
-  void* out;                                          // (B, Ho * Wo, C)
-  const void* weight;                                 // panels of W^T (K, C)
-  const float* bias;                                  // (Cp)
-  int64_t bands, slices;                              // shares of an image: of its pooled rows, of its panels
-  int64_t band_pixels, image_size, Kp, block, group;  // scratch; pixels of an im2col matrix, panels of a convolved band
-  // backward
-  const void* dout;                              // (B, Ho * Wo, C)
-  const void* weight_back;                       // panels of W (C, K)
-  void* dx;                                      // or null
-  int64_t parts;                                 // parts of an image: shares of its convolved rows
-  int64_t part_pixels, dx_size, chunk, columns;  // scratch; kernel rows of an im2col matrix, its columns in whole panels
-  bool transpose_columns;                        // K <= C
-};
-
-// Sums of one thread, zero at first; null when not wanted.
-struct ConvGradients {
-  float *dweight, *dbias;  // (K, Cp) for transpose_columns, else (C, weight_stride); (Cp)
-  int64_t weight_stride;
-};
-
-constexpr uint8_t kNoWinner = 255;
-
-CCT_DECLARE(void conv_tokenizer_forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void conv_tokenizer_backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGradients& g,
-                                               char* scratch))
-
-// ---- how an image is cut; each plan returns the bytes of scratch that it needs ----
-
-constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix may take of the second-level cache
-
-[[maybe_unused]] static int64_t divide_up(int64_t n, int64_t d) { return n <= 0 ? 0 : (n + d - 1) / d; }  // at least 0
-
-// Shares of an image, at least `n` and at most its `rows`, so that a small batch divides evenly among the threads.
-[[maybe_unused]] static int64_t balanced_shares(int64_t B, int64_t n, int64_t rows, int64_t threads) {
-  const int64_t limit = smaller(rows, n + threads);
-  for (; n < limit && B * n < 8 * threads && B * n % threads; ++n) {
-  }
-  return smaller(n, rows);
-}
-
-[[maybe_unused]] static int64_t pool_span(const ConvArgs& a, int64_t rows) {
-  return smaller(a.Hc, (rows - 1) * a.pool.sh + a.pool.kh);
-}
-[[maybe_unused]] static int64_t conv_span(const ConvArgs& a, int64_t rows) {
-  return smaller(a.H, (rows - 1) * a.conv.sh + a.conv.kh);
-}
-
-[[maybe_unused]] static int64_t plan_forward(ConvArgs& a, int64_t B, int64_t threads) {
-  const int64_t bytes_per = a.bf16 ? 2 : 4;
-  a.Kp = divide_up(a.K, 32) * 32;
-  const int64_t fit = kBudget / ((a.Kp + 64) * bytes_per) / a.Wc;  // convolved rows
-  const int64_t rows = larger(8, fit < a.pool.kh ? 0 : (fit - a.pool.kh) / a.pool.sh + 1);
-  // Few images: neighbouring bands convolve common rows twice, slices of the panels only share an im2col matrix.
-  const int64_t bands = divide_up(a.Ho, rows);
-  a.slices = 1;
-  for (int64_t s = 1; s <= a.Cp / 64 && B * bands < 8 * threads; ++s)
-    if (a.Cp / 64 % s == 0 && B * bands * s % threads == 0) {
-      a.slices = s;
-      break;
-    }
-  a.bands = balanced_shares(B * a.slices, bands, a.Ho, threads);
-  const int64_t height = pool_span(a, divide_up(a.Ho, a.bands));
-  a.band_pixels = height * a.Wc;
-  a.image_size = conv_span(a, height) * a.W * a.Cin;
-  a.block = divide_up(a.band_pixels, 32) * 32;
-  a.group = 1;
-  if (a.block * a.Kp * bytes_per > 2 * kBudget) {  // all panels for one im2col matrix after the other
-    a.block = larger(32, kBudget / (a.Kp * bytes_per) / 32 * 32);
-    a.group = a.Cp / 64 / a.slices;
-  }
-  return scratch_bytes({a.image_size, (a.block + 32) * a.Kp, a.band_pixels * a.group * 64});
-}
-
-// a.dx tells whether the gradient of x is wanted. Parts: a row's share of dconv and dx.
-[[maybe_unused]] static int64_t plan_backward(ConvArgs& a, int64_t B, int64_t threads) {
-  const int64_t bytes_per = a.bf16 ? 2 : 4, run = a.conv.kw * a.Cin, halo = a.dx ? (a.conv.kh - 1) / a.conv.sh : 0;
-  const int64_t row_bytes = a.Wc * a.Cp * bytes_per + (a.dx ? smaller(a.H, a.conv.sh) * a.W * a.Cin * 4 : 0);
-  const int64_t rows = larger(1, larger(4 * halo, 2 * kBudget / row_bytes));
-  a.parts = balanced_shares(larger(B, 1), divide_up(a.Hc, rows), a.Hc, threads);
-  const int64_t own = divide_up(a.Hc, a.parts);
-  a.part_pixels = smaller(a.Hc, own + halo) * a.Wc;
-  a.image_size = conv_span(a, own) * a.W * a.Cin;
-  a.dx_size = a.dx ? smaller(a.H, own * a.conv.sh + a.conv.kh) * a.W * a.Cin : 0;
-  a.chunk = larger(1, smaller(640 / run, a.conv.kh));
-  a.columns = round_up64(a.chunk * run);
-  a.block = larger(32, smaller(kBudget / (a.columns * bytes_per) / 32 * 32, 512));
-  a.transpose_columns = a.K <= a.C;
-  const int64_t matrix = (a.block + 32) * larger(a.columns, a.Cp), dconv = (a.part_pixels + 32) * a.Cp;
-  return scratch_bytes({2 * a.Cp, dconv, a.image_size, matrix, larger(matrix, dconv), matrix, a.block * 64, a.dx_size});
-}
-
-// The sums of dW as ConvGradients describes them.
-[[maybe_unused]] static int64_t weight_gradient_rows(const ConvArgs& a) { return a.transpose_columns ? a.K : a.C; }
-[[maybe_unused]] static int64_t weight_gradient_stride(const ConvArgs& a) {
-  return a.transpose_columns ? a.Cp : round_up64(a.K) + 64;  // chunks end in whole panels
-}
-
-}  // namespace cct
+#include "conv_tokenizer.h"
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
 #include "layernorm.h"
 #include "pack.h"
+#include "winograd.h"
 
 namespace cct::CCT_ISA {
 namespace {
@@ -150,6 +36,12 @@ CCT_INLINE Range rows_under(Range out, int64_t kernel, int64_t stride, int64_t p
 // Of `count` windows, those over the rows `in`.
 CCT_INLINE Range windows_over(Range in, int64_t kernel, int64_t stride, int64_t padding, int64_t count) {
   return {divide_up(in.first + padding - kernel + 1, stride), least(count, (in.last - 1 + padding) / stride + 1)};
+}
+
+// The rows of tiles that hold the convolved rows r, and the input rows under such tiles: see winograd.h.
+CCT_INLINE Range tiles_over(Range r) { return {r.first / 2, (r.last + 1) / 2}; }
+CCT_INLINE Range input_rows_of(const ConvArgs& a, Range s) {
+  return rows_under({2 * s.first, 2 * s.last}, 3, 1, a.conv.ph, a.H);
 }
 
 template <typename T>
@@ -341,8 +233,32 @@ void pool_rows(const ConvArgs& a, const T* conv, int64_t stride, int64_t r0, int
     }
 }
 
+template <typename X>
+void winograd_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
+  float *image = take<float>(scratch, a.image_size), *zeros = take<float>(scratch, a.Cin);
+  float* V = take<float>(scratch, a.tile_rows * tile_columns(a) * 16 * a.Cin);
+  float *M = take<float>(scratch, 16 * kTileRows * kPanel), *conv = take<float>(scratch, a.band_pixels * kPanel);
+  zero(zeros, a.Cin);
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t b = item / a.slices / a.bands;
+    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
+    const Range slice = share(panels(a.C), item % a.slices, a.slices);
+    const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc), s = tiles_over(r), y = input_rows_of(a, s);
+    load_image<X>(a, b, y, image);
+    input_tiles(a, image, y.first, s.first, s.last, zeros, V);
+    for (int64_t p = slice.first; p < slice.last; ++p) {
+      winograd_pixels(a, V, s.first, s.last, r.first, r.last, p, M, [&](int64_t row, int64_t c, const float* values) {
+        activate(a, values, a.bias + p * kPanel, conv + ((row - r.first) * a.Wc + c) * kPanel);
+      });
+      a.winner ? pool_rows<X, float, true>(a, conv, kPanel, r.first, b, o, p)
+               : pool_rows<X, float, false>(a, conv, kPanel, r.first, b, o, p);
+    }
+  }
+}
+
 template <typename X, typename T>
 void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
+  if (a.winograd) return winograd_bands<X>(a, first, last, scratch);
   const TileScope tiles;
   T* image = take<T>(scratch, a.image_size);
   T* columns = take<T>(scratch, (a.block + 32) * a.Kp);
@@ -514,6 +430,38 @@ void input_gradient(const ConvArgs& a, int64_t b, Range y, Range r, const T* dco
   store_image<X>(a, b, y, dx);
 }
 
+// Both of the above by winograd.h: dW over the convolved rows `own`, dx of the input rows y, which the rows `seeing` see. dconv
+// holds the convolved rows from `start` on.
+template <typename X>
+void winograd_gradients(const ConvArgs& a, int64_t b, Range own, Range seeing, Range y, int64_t start, const float* dconv,
+                        const ConvGradients& g, char* scratch) {
+  const int64_t tiles = 16 * a.tile_rows * tile_columns(a);
+  float *image = take<float>(scratch, a.image_size), *line = take<float>(scratch, 2 * most(a.Cin, kPanel));
+  float *V = take<float>(scratch, tiles * a.Cin), *Z = take<float>(scratch, tiles * kPanel),
+        *dV = take<float>(scratch, tiles * a.Cin);
+  float* dx = take<float>(scratch, a.dx_size);
+  const bool need_x = a.dx && y.first < y.last, together = need_x && own.first == seeing.first && own.last == seeing.last;
+  WinogradPass w{};
+  w.line = line, w.V = V, w.Z = Z, w.dV = dV;
+  auto pass = [&](Range r, bool dweight, bool dx_too) {
+    w.dconv = dconv + (r.first - start) * a.Wc * a.Cp, w.r0 = r.first, w.r1 = r.last;
+    w.dweight = dweight ? g.dweight : nullptr, w.dx = dx_too ? dx : nullptr;
+    winograd_backward(a, w);
+  };
+  if (g.dweight) {
+    const Range rows = input_rows_of(a, tiles_over(own));
+    load_image<X>(a, b, rows, image);
+    w.image = image, w.y0 = rows.first;
+  }
+  if (need_x) {
+    zero(dx, (y.last - y.first) * a.W * a.Cin);
+    w.dx0 = y.first, w.dx1 = y.last;
+  }
+  if (g.dweight) pass(own, true, together);
+  if (need_x && !(g.dweight && together)) pass(seeing, false, true);
+  if (need_x) store_image<X>(a, b, y, dx);
+}
+
 // The first input row of a part that begins with convolved row r.
 CCT_INLINE int64_t input_row(const ConvArgs& a, int64_t r) {
   return r == 0 ? 0 : r == a.Hc ? a.H : most(0, least(a.H, r * a.conv.sh - a.conv.ph));
@@ -533,6 +481,10 @@ void backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGr
     if (seeing.first >= seeing.last) seeing = own;
     const int64_t start = least(own.first, seeing.first);
     unpool<X>(a, b, {start, own.last}, own, dconv, part, g.dbias);
+    if (a.winograd) {
+      if constexpr (sizeof(T) == 4) winograd_gradients<X>(a, b, own, seeing, y, start, dconv, g, scratch);
+      continue;
+    }
     if (g.dweight) add_weight_gradient<X>(a, b, own, dconv + (own.first - start) * a.Wc * a.Cp, g, scratch);
     if (a.dx && y.first < y.last) input_gradient<X>(a, b, y, seeing, dconv + (seeing.first - start) * a.Wc * a.Cp, scratch);
   }
@@ -633,6 +585,7 @@ struct ConvCall {
     a.relu = relu;
     a.x_bf16 = x_in.scalar_type() == at::kBFloat16;
     a.bf16 = bf16_products(compute);
+    a.winograd = suits_winograd(a);
     channels_last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
     x = channels_last ? x_in : x_in.contiguous();
     a.channels_last = channels_last || a.Cin == 1;
@@ -654,7 +607,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   at::Tensor out = pooled_empty({B, a.Ho * a.Wo, a.C}, x.scalar_type());
   at::Tensor winner = pooled_empty({keep && choice ? B : 0, a.Ho * a.Wo, a.Cp}, at::kByte);
   if (B == 0) return {out, winner};
-  call.packed = pack_weight(weight, true, 0, a.bf16);
+  call.packed = a.winograd ? pack_winograd(weight, true) : pack_weight(weight, true, 0, a.bf16);
   call.bias = padded_vector(bias, a.C);
   a.weight = call.packed.const_data_ptr();
   a.bias = call.bias.const_data_ptr<float>();
@@ -689,7 +642,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   if (need_x) {
     dx = call.channels_last ? pooled_empty({B, a.H, a.W, a.Cin}, x.scalar_type()).permute({0, 3, 1, 2})
                             : pooled_empty(x.sizes(), x.scalar_type());
-    call.packed = pack_weight(weight, false, 0, a.bf16);
+    call.packed = a.winograd ? pack_winograd(weight, false) : pack_weight(weight, false, 0, a.bf16);
     a.weight_back = call.packed.const_data_ptr();
     a.dx = dx.data_ptr();
   }
@@ -705,7 +658,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   at::Tensor dweight = at::empty({0}, weight.options()), dbias = at::empty({0}, weight.options());
   if (need_weight) {
     at::Tensor d = total.narrow(0, 0, dw).view({-1, stride_w});
-    d = a.transpose_columns ? d.narrow(1, 0, a.C).t() : d.narrow(1, 0, a.K);
+    if (a.winograd) d = winograd_matrix().t().mm(d.view({16, -1})).view({9 * a.Cin, stride_w});
+    d = a.winograd || a.transpose_columns ? d.narrow(1, 0, a.C).t() : d.narrow(1, 0, a.K);
     dweight = d.reshape({a.C, a.conv.kh, a.conv.kw, a.Cin}).permute({0, 3, 1, 2}).to(weight.scalar_type()).contiguous();
   }
   if (need_bias) dbias = total.narrow(0, dw, a.C).to(weight.scalar_type(), false, true);

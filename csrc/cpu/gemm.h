@@ -96,7 +96,13 @@ constexpr int kRows = 6, kColumns = 2;
 constexpr int kRows = 4, kColumns = 2;
 #endif
 
-template <int MR, bool kAdd, typename T>
+// Element (i, k) of A. Only floats can be transposed.
+template <bool kTransposed, typename T>
+CCT_INLINE const T* element(const T* A, int64_t lda, int64_t i, int64_t k) {
+  return kTransposed ? A + k * lda + i : A + i * lda + k;
+}
+
+template <int MR, bool kAdd, bool kTransposed, typename T>
 CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
   for (int j0 = 0; j0 < vecs; j0 += kColumns) {
     Vec acc[MR][kColumns];
@@ -112,7 +118,7 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], A + i * lda + k, bv[j]);
+        for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], element<kTransposed>(A, lda, i, k), bv[j]);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
@@ -125,14 +131,14 @@ CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* pane
 }
 
 // register_block of `rows` rows, 1 to MR.
-template <int MR, bool kAdd, typename T>
+template <int MR, bool kAdd, bool kTransposed, typename T>
 CCT_INLINE void few_rows(int64_t rows, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
   if constexpr (MR > 1)
-    if (rows < MR) return few_rows<MR - 1, kAdd>(rows, K, A, lda, panel, C, ldc, vecs);
-  register_block<MR, kAdd>(K, A, lda, panel, C, ldc, vecs);
+    if (rows < MR) return few_rows<MR - 1, kAdd, kTransposed>(rows, K, A, lda, panel, C, ldc, vecs);
+  register_block<MR, kAdd, kTransposed>(K, A, lda, panel, C, ldc, vecs);
 }
 
-template <bool kAdd, typename T>
+template <bool kAdd, bool kTransposed, typename T>
 CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
                                int64_t columns) {
   const int vecs = int((columns + kLanes - 1) / kLanes);
@@ -140,21 +146,24 @@ CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, co
   int64_t parts = (M + kRows - 1) / kRows;
   for (int64_t i = 0, rows; i < M; i += rows, --parts) {
     rows = (M - i + parts - 1) / parts;
-    few_rows<kRows, kAdd>(rows, K, A + i * lda, lda, panel, C + i * ldc, ldc, vecs);
+    few_rows<kRows, kAdd, kTransposed>(rows, K, element<kTransposed>(A, lda, i, 0), lda, panel, C + i * ldc, ldc, vecs);
   }
 }
 
-#if !defined(__FMA__)
 // Without fused multiply-add every product is rounded as well; sums in pieces of 32 keep the error of the other sets.
-template <bool kAdd, typename T>
-CCT_INLINE void piecewise_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
-                                  int64_t columns) {
+template <bool kAdd, bool kTransposed, typename T>
+CCT_INLINE void float_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+                              int64_t columns) {
+#if defined(__FMA__)
+  vector_product<kAdd, kTransposed>(M, K, A, lda, panel, C, ldc, columns);
+#else
   constexpr int64_t kPiece = 32;
-  vector_product<kAdd>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc, columns);
+  vector_product<kAdd, kTransposed>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc, columns);
   for (int64_t k = kPiece; k < K; k += kPiece)
-    vector_product<true>(M, K - k < kPiece ? K - k : kPiece, A + k, lda, panel + k * kPanel, C, ldc, columns);
-}
+    vector_product<true, kTransposed>(M, K - k < kPiece ? K - k : kPiece, element<kTransposed>(A, lda, 0, k), lda,
+                                      panel + k * kPanel, C, ldc, columns);
 #endif
+}
 
 #if defined(__AMX_BF16__)
 // 32 rows: two tiles down, two across, for each half of the panel.
@@ -240,11 +249,14 @@ CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* 
 #if defined(__AMX_BF16__)
   if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
 #endif
-#if defined(__FMA__)
-  vector_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
-#else
-  piecewise_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
-#endif
+  float_product<kAdd, false>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
+}
+
+// The same for A^T with A stored as (K, M).
+template <bool kAdd>
+CCT_INLINE void transposed_product(int64_t M, int64_t K, const float* A, int64_t lda, const float* panel, float* C,
+                                   int64_t ldc) {
+  float_product<kAdd, true>(M, K, A, lda, panel, C, ldc, kPanel);
 }
 
 // Floats are summed in two levels, so many products at a time: one long chain of additions would lose digits.

@@ -53,7 +53,9 @@ inline char* thread_scratch(size_t bytes) {
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
-std::vector<uint64_t> checksums(at::TensorList weights);  // by all threads at once
+at::Tensor pack_winograd(const at::Tensor& weight, bool transposed);  // U of winograd.h, one matrix after the other
+at::Tensor winograd_matrix();                                         // (16, 9): U's elements from those of a 3 x 3 kernel
+std::vector<uint64_t> checksums(at::TensorList weights);              // by all threads at once
 
 // At least n zeros, for the biases that are not there.
 inline at::Tensor zeros(int64_t n) {

@@ -94,6 +94,13 @@ uint64_t checksum_words(const uint32_t* words, int64_t n) {
 namespace cct {
 namespace {
 
+// (C, Cin, 3, 3) as U = G w G^T: (16 C, Cin), or (C, 16 Cin) for the columns of B.
+at::Tensor winograd_filters(const at::Tensor& weight, bool transposed) {
+  const int64_t C = weight.size(0), Cin = weight.size(1);
+  const at::Tensor U = weight.to(at::kFloat).contiguous().view({C * Cin, 9}).mm(winograd_matrix().t()).view({C, Cin, 16});
+  return transposed ? U.permute({2, 0, 1}).reshape({16 * C, Cin}) : U.permute({0, 2, 1}).reshape({C, 16 * Cin});
+}
+
 at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, bool bf16) {
   // a convolution's (C, Cin, kh, kw) counts as (C, K) with K in the order (ky, kx, ci)
   const at::Tensor weight = (weight_in.dim() == 4 ? weight_in.permute({0, 2, 3, 1}).flatten(1) : weight_in).contiguous();
@@ -186,9 +193,13 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
   return pack_weight(weight, transposed, group, bf16, checksums(weight)[0]);
 }
 
-at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t values) {
-  if (!is_kept(weight)) return pack(weight, transposed, group, bf16);
-  const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 4 + bf16 * 2 + transposed, group};
+namespace {
+
+// What `make` packs from the weight, kept as said at Packed. `kind`, `group`: which packing this is.
+template <typename Make>
+at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64_t values, Make make) {
+  if (!is_kept(weight)) return make();
+  const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 8 + kind, group};
   const int64_t version = weight._version();
   c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
   c10::intrusive_ptr<c10::StorageImpl> kept_owner;  // freed after the lock: freeing may take the pool's lock, or Python's
@@ -204,17 +215,33 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
     }
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
-  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner),
-               version,
-               weight.sizes().vec(),
-               values,
-               isa(),
-               pack(weight, transposed, group, bf16)};
+  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), values, isa(), make()};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
   std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });
   g_packed.insert_or_assign(key, std::move(entry));
   return panels;
+}
+
+}  // namespace
+
+at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t values) {
+  return packed_once(weight, bf16 * 2 + transposed, group, values, [&] { return pack(weight, transposed, group, bf16); });
+}
+
+at::Tensor pack_winograd(const at::Tensor& weight, bool transposed) {
+  const int64_t group = weight.size(transposed ? 0 : 1);
+  return packed_once(weight, 4 + transposed, group, checksums(weight)[0],
+                     [&] { return pack(winograd_filters(weight, transposed), transposed, group, false); });
+}
+
+at::Tensor winograd_matrix() {
+  static const float G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  at::Tensor out = at::empty({16, 9}, at::kFloat);
+  float* m = out.data_ptr<float>();
+  for (int e = 0; e < 16; ++e)
+    for (int k = 0; k < 9; ++k) *m++ = G[e / 4][k / 3] * G[e % 4][k % 3];
+  return out;
 }
 
 }  // namespace cct
