@@ -80,6 +80,10 @@ CASES = [
     conv_case(
         "B1_3x224x224_C64_k7", "CCT-14/7x2, first stage", (1, 3, 224, 224), 64, (7, 7), stride=2, padding=3, tokens=False
     ),
+    conv_case(
+        "B2_48x7x9_C70_k3", "Winograd tiles that reach beyond both sides", (2, 48, 7, 9), 70, (3, 3), True, padding=(2, 0)
+    ),
+    conv_case("B1_32x4x3_C5_k3_nopool", "few of them", (1, 32, 4, 3), 5, (3, 3), padding=1, relu=False, pool=None),
     conv_case("B1_64x56x56_C384_k7", "CCT-14/7x2, second stage", (1, 64, 56, 56), 384, (7, 7), stride=2, padding=3),
     conv_case("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
     conv_case("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),

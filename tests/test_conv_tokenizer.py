@@ -12,6 +12,7 @@ from cct_kernels.testing import assert_no_worse, cases, compare, make_inputs, po
 CASES = {case.name: case for case in cases("conv_tokenizer")}
 STAGE = CASES["B3_64x16x16_C128_k3"]
 ODD = CASES["B2_5x19x23_C70_k5x3"]
+TILES = CASES["B2_48x7x9_C70_k3"]
 NATIVE = torch.ops.cct_kernels
 F32 = torch.float32
 
@@ -23,16 +24,45 @@ def test_parity_at_each_instruction_set(isa, threads, case, dtype):
         compare(case, dtype, lambda **kw: conv_tokenizer(**kw, backend="cpu"))
 
 
+@pytest.mark.parametrize("case", [ODD, TILES], ids=lambda c: c.name)
 @pytest.mark.parametrize("B", [1, 2, 3, 5])
-def test_shares_of_an_image_meet(threads, B):
+def test_shares_of_an_image_meet(threads, B, case):
     """Few images are divided among the threads; neighbouring bands and parts share rows."""
-    t = make_inputs(ODD, F32)
+    t = make_inputs(case, F32)
     t["x"] = torch.randn(B, *t["x"].shape[1:])
-    dout = torch.randn_like(reference.conv_tokenizer(**t, **ODD.options))
-    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, ODD.options, dout.double())
-    plain, ours = (run(op, t, ODD.options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
+    dout = torch.randn_like(reference.conv_tokenizer(**t, **case.options))
+    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, case.options, dout.double())
+    plain, ours = (run(op, t, case.options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
     for name, value in ours.items():
         assert_no_worse(name, value, plain[name], exact[name], F32)
+
+
+def test_tiles_are_the_same_in_any_batch(threads):
+    """Bands of an image, cut to suit the batch, share the tiles of one grid: a result does not depend on other images."""
+    weight, images = torch.randn(70, 32, 3, 3), torch.randn(5, 32, 41, 11)
+    together = conv_tokenizer(images, weight, padding=1)
+    for i in range(5):
+        assert torch.equal(conv_tokenizer(images[i : i + 1], weight, padding=1)[0], together[i])
+
+
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (150, 130)])
+def test_tall_wide_and_large_images_in_tiles(size):
+    """More than one band and part of an image; images of a line are left to im2col."""
+    t = {"x": torch.randn(2, 32, *size), "weight": torch.randn(9, 32, 3, 3) / 17}
+    options = {"padding": 1}
+    dout = torch.randn_like(reference.conv_tokenizer(**t, **options))
+    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, options, dout.double())
+    plain, ours = (run(op, t, options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
+    for name, value in ours.items():
+        assert_no_worse(name, value, plain[name], exact[name], F32)
+
+
+def test_a_changed_weight_is_transformed_anew():
+    x, weight = torch.randn(1, 32, 6, 6), torch.randn(9, 32, 3, 3)
+    for change in (lambda: weight.mul_(2), lambda: weight.data.add_(1), lambda: weight.numpy().__setitem__((3, 5, 1, 1), 7.0)):
+        conv_tokenizer(x, weight)
+        change()
+        torch.testing.assert_close(conv_tokenizer(x, weight), reference.conv_tokenizer(x, weight), atol=1e-4, rtol=1e-4)
 
 
 def test_reference_gradients():

@@ -31,11 +31,13 @@ RATES = st.sampled_from([0.0, 0.0, 0.25, 0.9])
 
 def conv_tokenizer_case(draw):
     kernel, window = (draw(st.integers(1, 5)), draw(st.integers(1, 5))), st.tuples(st.integers(1, 4), st.integers(1, 4))
-    C, channels = draw(SIZES), draw(SIZES)
+    C, channels, stride = draw(SIZES), draw(SIZES), draw(window)
+    if draw(FLAG):  # what Winograd's filtering takes
+        kernel, channels, stride = (3, 3), draw(st.sampled_from([32, 48, 64])), 1
     shapes = {"x": (draw(SMALL), channels, draw(SIZES), draw(SIZES)), "weight": (C, channels, *kernel)}
     if draw(FLAG):
         shapes["bias"] = (C,)
-    options = {"stride": draw(window), "padding": draw(st.integers(0, 3)), "relu": draw(FLAG), "tokens": draw(FLAG)}
+    options = {"stride": stride, "padding": draw(st.integers(0, 3)), "relu": draw(FLAG), "tokens": draw(FLAG)}
     pool = draw(window), draw(window), draw(st.integers(0, 2))
     return shapes, options | {"pool": pool if draw(FLAG) else None}
 

@@ -51,6 +51,33 @@ Values reference(const Shape& s, const Inputs& in) {
   return out;
 }
 
+// The 16 elements of U = G w G^T and the 9 of w: the one side times the matrix of the map, for any number of columns.
+Values filters(const Values& w, int64_t columns, bool back) {
+  const double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  Values out((back ? 9 : 16) * columns);
+  for (int64_t e = 0; e < 16; ++e)
+    for (int64_t k = 0; k < 9; ++k)
+      for (int64_t c = 0; c < columns; ++c) {
+        const double g = G[e / 4][k / 3] * G[e % 4][k % 3];
+        back ? out[k * columns + c] += g * w[e * columns + c] : out[e * columns + c] += g * w[k * columns + c];
+      }
+  return out;
+}
+
+// The panels of a weight (C, K): of the weight itself, or of its 16 matrices for winograd.h.
+Array weight_panels(const Shape& s, const ConvArgs& a, const Values& weight, bool transposed, bool bf, bool bf16) {
+  if (!a.winograd) return packed(weight, transposed ? a.K : s.C, transposed ? s.C : a.K, transposed, 0, bf, bf16);
+  Values taps(9 * s.C * s.Cin), out(16 * s.C * s.Cin);  // (9, C, Cin)
+  for (int64_t c = 0; c < s.C; ++c)
+    for (int64_t k = 0; k < a.K; ++k) taps[(k / s.Cin * s.C + c) * s.Cin + k % s.Cin] = weight[c * a.K + k];
+  const Values U = filters(taps, s.C * s.Cin, false);  // (16, C, Cin)
+  if (transposed) return packed(U, s.Cin, 16 * s.C, true, s.C, false, false);
+  for (int64_t e = 0; e < 16; ++e)
+    for (int64_t c = 0; c < s.C; ++c)
+      for (int64_t i = 0; i < s.Cin; ++i) out[(c * 16 + e) * s.Cin + i] = U[(e * s.C + c) * s.Cin + i];
+  return packed(out, s.C, 16 * s.Cin, false, s.Cin, false, false);
+}
+
 // (B, Cin, H, W) to (B, H, W, Cin), or back.
 Values permuted(const Shape& s, const Values& x, bool back) {
   Values out(x.size());
@@ -70,10 +97,11 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Inputs in{random.normal(B * s.Cin * s.H * s.W, 1, 0, bf), random.normal(s.C * a.K, 1 / std::sqrt(double(a.K)), 0, bf),
                   random.normal(s.C, 0.1, 0, bf), random.normal(tokens * s.C, 1, 0, bf)};
   const Array x(s.channels_last ? permuted(s, in.x, false) : in.x, bf), dout(in.dout, bf), bias = Array::padded(in.bias);
-  const Array weight = packed(in.weight, a.K, s.C, true, 0, bf, set.bf16), out(tokens * s.C, bf);
+  a.bf16 = set.bf16, a.winograd = suits_winograd(a);
+  const Array weight = weight_panels(s, a, in.weight, true, bf, set.bf16), out(tokens * s.C, bf);
   const bool choice = s.relu || s.pool.kh * s.pool.kw > 1;
   const Guarded winner(choice ? tokens * a.Cp : 0);
-  a.x_bf16 = bf, a.bf16 = set.bf16, a.channels_last = s.channels_last || s.Cin == 1;
+  a.x_bf16 = bf, a.channels_last = s.channels_last || s.Cin == 1;
   a.x = x.data(), a.out = out.data(), a.weight = weight.data(), a.bias = bias.floats();
   a.winner = choice ? reinterpret_cast<uint8_t*>(winner.data()) : nullptr;
   const int64_t bytes = plan_forward(a, B, set.threads);
@@ -85,7 +113,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   expect_near(where + "out", out.values(), reference(s, in), tolerance);
 
   for (const bool need_x : {true, false}) {
-    const Array dx(int64_t(in.x.size()), bf), back = packed(in.weight, s.C, a.K, false, 0, bf, set.bf16);
+    const Array dx(int64_t(in.x.size()), bf), back = weight_panels(s, a, in.weight, false, bf, set.bf16);
     a.dout = dout.data(), a.dx = need_x ? dx.data() : nullptr, a.weight_back = back.data();
     const int64_t need = plan_backward(a, B, set.threads), stride = weight_gradient_stride(a);
     const Sums sums(set.threads, {weight_gradient_rows(a) * stride, a.Cp});
@@ -102,10 +130,11 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
         return dot(reference(s, moved), in.dout);
       });
     };
-    const Values dw = sums.total(0);
+    const bool turned = a.winograd || a.transpose_columns;
+    const Values dw = a.winograd ? filters(sums.total(0), s.Cin * stride, true) : sums.total(0);
     Values dweight;
     for (int64_t i = 0; i < s.C * a.K; ++i)
-      dweight.push_back(a.transpose_columns ? dw[i % a.K * stride + i / a.K] : dw[i / a.K * stride + i % a.K]);
+      dweight.push_back(turned ? dw[i % a.K * stride + i / a.K] : dw[i / a.K * stride + i % a.K]);
     check("dweight", &Inputs::weight, dweight);
     check("dbias", &Inputs::bias, sums.total(1, s.C));
     if (need_x) check("dx", &Inputs::x, a.channels_last ? permuted(s, dx.values(), true) : dx.values());
@@ -121,6 +150,8 @@ void test(const std::string& where, const Setting& set) {
                          {3, 5, 7, 6, 66, {3, 2, 2, 1, 2, 0}, {2, 3, 1, 2, 1, 0}, false, true},
                          {1, 2, 12, 8, 9, {4, 4, 4, 4, 0, 0}, pixel, false, false},
                          {2, 9, 6, 5, 3, {5, 5, 1, 2, 2, 2}, pool, true, true},
+                         {2, 48, 5, 7, 66, {3, 3, 1, 1, 2, 1}, pool, true, false},
+                         {1, 32, 4, 3, 5, {3, 3, 1, 1, 1, 0}, pixel, false, true},
                          {1, 3, 13, 7, 5, {2, 2, 5, 5, 0, 0}, {2, 2, 1, 1, 1, 1}, true, false}})
     test_shape(where, set, s);
 }
