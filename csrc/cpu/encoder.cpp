@@ -4,6 +4,7 @@
 //
 // Images that are too few for the threads are cut into blocks of rows. Between the keys and values of two layers everything is
 // local to a row (attention of its query, projection, MLP, the next layer's q, k and v), so the threads meet once a layer.
+// Where even the rows are few, they share the panels of the weights instead.
 #include "encoder.h"
 
 #include <vector>
@@ -28,18 +29,33 @@ struct Layer {
 
   static constexpr int kWeights[] = {2, 3, 7, 9};  // of the tensors of a block
 
+  void leave_unpacked(at::TensorList t) {
+    AttentionArgs& a = attention.a;
+    attention.wqkv = t[2].contiguous(), attention.wproj = t[3].contiguous();
+    mlp.w1 = t[7].contiguous(), mlp.w2 = t[9].contiguous();
+    a.weight_bf16 = t[2].scalar_type() == at::kBFloat16, mlp.a.weight_bf16 = t[7].scalar_type() == at::kBFloat16;
+    point();
+  }
+
   void pack(at::TensorList t, const uint64_t* checksums) {
     AttentionArgs& a = attention.a;
     attention.wqkv = pack_weight(t[2], true, a.hd, a.bf16, checksums[0]);
     attention.wproj = pack_weight(t[3], true, 0, a.bf16, checksums[1]);
     mlp.w1 = pack_weight(t[7], true, 0, a.bf16, checksums[2]);
     mlp.w2 = pack_weight(t[9], true, 0, a.bf16, checksums[3]);
-    a.wqkv = attention.wqkv.const_data_ptr();
-    a.wproj = attention.wproj.const_data_ptr();
+    point();
+  }
+
+ private:
+  void point() {
+    attention.a.wqkv = attention.wqkv.const_data_ptr();
+    attention.a.wproj = attention.wproj.const_data_ptr();
     mlp.a.w1 = mlp.w1.const_data_ptr();
     mlp.a.w2 = mlp.w2.const_data_ptr();
   }
 };
+
+constexpr int64_t kFewRows = 1024;  // weights of a block for each row, from which on the rows are few
 
 // PyTorch's threads, and memory that stays warm.
 struct Threads {
@@ -68,13 +84,17 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
   calls.reserve(blocks.size() / kTensors);
   for (size_t i = 0; i < blocks.size(); i += kTensors)
     calls.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
+  const MlpArgs& first = calls[0].mlp.a;
+  const int64_t block_weights = 4 * first.C * first.C + 2 * first.C * first.F;
+  const bool unpacked = !first.bf16 && x.size(0) * x.size(1) * kFewRows <= block_weights;
   std::vector<at::Tensor> weights;
-  for (size_t i = 0; i < blocks.size(); i += kTensors)
+  for (size_t i = 0; i < blocks.size() && !unpacked; i += kTensors)
     for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);
   const std::vector<uint64_t> hashes = checksums(weights);
   std::vector<EncoderLayer> layers;
   for (size_t l = 0; l < calls.size(); ++l) {
-    calls[l].pack(blocks.slice(l * kTensors, kTensors), hashes.data() + l * std::size(Layer::kWeights));
+    const at::TensorList tensors = blocks.slice(l * kTensors, kTensors);
+    unpacked ? calls[l].leave_unpacked(tensors) : calls[l].pack(tensors, hashes.data() + l * std::size(Layer::kWeights));
     layers.push_back({calls[l].attention.a, calls[l].mlp.a});
   }
   at::Tensor out = pooled_empty(x.sizes(), x.scalar_type());
@@ -82,6 +102,7 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
                          int64_t(layers.size()),
                          x.size(0),
                          at::get_num_threads(),
+                         unpacked,
                          static_cast<const char*>(x.const_data_ptr()),
                          static_cast<char*>(out.data_ptr()),
                          layers[0].attention.mask};

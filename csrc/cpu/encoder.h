@@ -17,6 +17,7 @@ struct EncoderLayer {
 struct EncoderArgs {
   const EncoderLayer* layers;
   int64_t count, B, threads;
+  bool unpacked;  // see share_panels; the layers then hold the weights themselves
   const char* x;
   char* out;
   const uint8_t* mask;
@@ -28,6 +29,7 @@ struct Activations {
   char* out;
   const uint8_t* mask;
   char *stream, *o, *qkv[2];  // q, k and v of even and of odd layers
+  char *middle, *hidden;      // of share_panels: between attention and MLP, and in it
 };
 
 // Threads: slices(items, f) calls f(first, last) on at most one slice for each thread and returns when all are done;
@@ -47,6 +49,7 @@ class EncoderRun {
   }
 
   void run() {
+    if (args_.unpacked) return share_panels();
     const int64_t whole = args_.B / args_.threads * args_.threads;
     const int64_t fit = larger(1, kBudget / (stream_bytes_ + qkv_bytes_ + o_bytes_));
     const int64_t group = smaller(fit, larger(1, whole / args_.threads));
@@ -124,6 +127,50 @@ class EncoderRun {
         mlp_rows(l, at, b * N_ + first, b * N_ + last, memory);
         if (l + 1 < args_.count) qkv_rows(l + 1, at, b, first, last, memory);
       });
+  }
+
+  // All layers of all images by all threads, for few rows: what takes the time is then the way of the weights through the
+  // caches, so each thread takes its share of the panels of every weight, from the weight as it is: nothing is read twice,
+  // neither by two threads nor as a packed copy and once more to see whether the copy is still right. The threads meet five
+  // times a layer.
+  void share_panels() {
+    const AttentionArgs& first = args_.layers[0].attention;
+    const int64_t rows = args_.B * N_, parts = smaller(N_, (args_.threads + first.heads - 1) / first.heads);
+    int64_t bytes = larger(scratch_, attention_panels_scratch(first, args_.B)), hidden_bytes = 0;
+    for (int64_t l = 0; l < args_.count; ++l) {
+      bytes = larger(bytes, mlp_panels_scratch(args_.layers[l].mlp, rows));
+      hidden_bytes = larger(hidden_bytes, N_ * args_.layers[l].mlp.Fp * 4);
+    }
+    const int64_t more = scratch_bytes({args_.B * stream_bytes_ / 4}) + scratch_bytes({args_.B * hidden_bytes / 4});
+    char* memory = threads_.shared(room(args_.B, 1) + more);
+    Activations at = activations(0, memory, args_.B, false);
+    at.middle = memory + room(args_.B, 1), at.hidden = at.middle + scratch_bytes({args_.B * stream_bytes_ / 4});
+    float* h = reinterpret_cast<float*>(at.hidden);
+    auto shares = [&](int64_t items, auto f) {  // f(first item, last item, memory) on each thread's items
+      threads_.slices(items, [&](int64_t begin, int64_t end) { f(begin, end, threads_.scratch(bytes)); });
+    };
+    for (int64_t l = 0; l < args_.count; ++l) {
+      AttentionArgs a = attention(l, at);
+      a.qkv = at.qkv[0], a.out = at.middle;
+      MlpArgs m = mlp(l, at);
+      m.x = at.middle;
+      shares(3 * a.heads * a.hdp / 64, [&](int64_t begin, int64_t end, char* scratch) {
+        CCT_CALL(attention_qkv_panels, a, args_.B, begin, end, scratch);
+      });
+      shares(args_.B * a.heads * parts, [&](int64_t begin, int64_t end, char* scratch) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t b = i / parts / a.heads, p = i % parts;
+          CCT_CALL(attention_head_rows, a, b, b, i / parts % a.heads, p * N_ / parts, (p + 1) * N_ / parts, scratch);
+        }
+      });
+      shares(a.Cp / 64, [&](int64_t begin, int64_t end, char* scratch) {
+        CCT_CALL(attention_projection_panels, a, args_.B, begin, end, scratch);
+      });
+      shares(m.Fp / 64,
+             [&](int64_t begin, int64_t end, char* scratch) { CCT_CALL(mlp_hidden_panels, m, rows, h, begin, end, scratch); });
+      shares(m.Cp / 64,
+             [&](int64_t begin, int64_t end, char* scratch) { CCT_CALL(mlp_output_panels, m, rows, h, begin, end, scratch); });
+    }
   }
 
   // Memory of the activations of `images` images, with one or two copies of q, k and v.

@@ -10,6 +10,7 @@
 #include "elementwise.h"
 #include "layernorm.h"
 #include "pack.h"
+#include "weights.h"
 
 namespace cct::CCT_ISA {
 namespace {
@@ -50,34 +51,57 @@ CCT_INLINE void zero_rows(T* rows, int64_t first, int64_t last, int64_t stride) 
   if (last > first) std::memset((void*)(rows + first * stride), 0, (last - first) * stride * sizeof(T));
 }
 
+// y = LN(x) of `rows` rows from row `token` of all images on.
+template <typename X, typename T>
+CCT_INLINE void layernorm_rows(const AttentionArgs& a, int64_t token, int64_t rows, T* y) {
+  for (int64_t i = 0; i < rows; ++i, ++token) {
+    float mean, rstd;
+    layernorm_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, static_cast<float*>(nullptr),
+                  y + i * a.Cp, mean, rstd);
+    if (a.mean) a.mean[token] = mean, a.rstd[token] = rstd;
+  }
+}
+
+// Panel p of q, k and v, of the R rows from `row` on whose LayerNorm is y.
+template <typename T>
+CCT_INLINE void qkv_panel(const AttentionArgs& a, int64_t slot, int64_t p, const T* y, int64_t row, int64_t R,
+                          const T* weight) {
+  const int64_t per_head = a.hdp / kPanel, part = p / per_head / a.heads, head = p / per_head % a.heads;
+  T* out = head_rows<T>(a, slot, part, head) + row * a.hdp + p % per_head * kPanel;
+  const float* bias = a.bqkv + p * kPanel;
+  product_blocks(R, a.C, y, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < kPanel; c += kLanes) store(out + (i + r) * a.hdp + c, load(tile + r * kPanel + c) + load(bias + c));
+  });
+}
+
 template <typename X, typename T>
 void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   const TileScope tiles;
   T* y = take<T>(scratch, kAttentionRows * a.Cp);
-  const int64_t per_head = a.hdp / kPanel;
   for (int64_t row = first, R; row < last; row += R) {
     R = block_rows<T>(last - row);
-    for (int64_t i = 0; i < R; ++i) {
-      const int64_t token = b * a.N + row + i;
-      float mean, rstd;
-      layernorm_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, static_cast<float*>(nullptr),
-                    y + i * a.Cp, mean, rstd);
-      if (a.mean) a.mean[token] = mean, a.rstd[token] = rstd;
-    }
-    for (int64_t p = 0; p < 3 * a.heads * per_head; ++p) {
-      const int64_t part = p / per_head / a.heads, head = p / per_head % a.heads, column = p % per_head * kPanel;
-      T* out = head_rows<T>(a, slot, part, head) + row * a.hdp + column;
-      const float* bias = a.bqkv + p * kPanel;
-      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.wqkv) + p * panel_size(a.C),
-                     [&](int64_t i, int rows, float* tile) {
-                       for (int r = 0; r < rows; ++r)
-                         for (int c = 0; c < kPanel; c += kLanes)
-                           store(out + (i + r) * a.hdp + c, load(tile + r * kPanel + c) + load(bias + c));
-                     });
-    }
+    layernorm_rows<X>(a, b * a.N + row, R, y);
+    for (int64_t p = 0; p < 3 * a.heads * (a.hdp / kPanel); ++p)
+      qkv_panel(a, slot, p, y, row, R, static_cast<const T*>(a.wqkv) + p * panel_size(a.C));
   }
   if (last == a.N)
     for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(head_rows<T>(a, slot, 0, h), a.N, a.Nr, a.hdp);
+}
+
+template <typename X>
+void qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
+  const int64_t per_head = a.hdp / kPanel;
+  const PackArgs weight{a.wqkv, a.weight_bf16, false, true, a.C, 3 * a.C, a.hd};
+  float *y = take<float>(scratch, images * a.N * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
+  layernorm_rows<X>(a, 0, images * a.N, y);
+  for (int64_t p = first; p < last; ++p) {
+    pack_panel(weight, p, panel);
+    for (int64_t b = 0; b < images; ++b) {
+      qkv_panel(a, b, p, y + b * a.N * a.Cp, 0, a.N, panel);
+      if (p % per_head == 0) zero_rows(head_rows<float>(a, b, 0, p / per_head), a.N, a.Nr, a.hdp);
+    }
+  }
 }
 
 // The weights of one query: exp(scale (s - max s)) of N scores, not normalised, as T into p with zeros up to Nr; returns their
@@ -151,6 +175,25 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
   }
 }
 
+// out = x + s * drop(o Wproj^T + b): panel p of the R rows from `row` on. line: scratch (64).
+template <typename X, typename T>
+CCT_INLINE void projection_panel(const AttentionArgs& a, int64_t b, int64_t slot, int64_t p, int64_t row, int64_t R,
+                                 const T* weight, const Dropout& dropout, float* line) {
+  const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
+  const float s = a.path_scale ? a.path_scale[b] : 1.f;
+  product_blocks(R, a.C, head_outputs<T>(a, slot) + row * a.Cp, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t token = b * a.N + row + i + r;
+      float* t = tile + r * kPanel;
+      for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.bproj + p * kPanel + c));
+      if (dropout.active()) dropout.apply(t, uint32_t(token), uint32_t(p));
+      load_row(static_cast<const X*>(a.x) + token * a.C + p * kPanel, count, line);
+      for (int c = 0; c < count; c += kLanes) store(t + c, load(line + c) + load(t + c) * s);
+      store_row(static_cast<X*>(a.out) + token * a.C + p * kPanel, count, t);
+    }
+  });
+}
+
 template <typename X, typename T>
 void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   const TileScope tiles;
@@ -160,24 +203,21 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
   if (a.C < a.Cp)
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
-  const float s = a.path_scale ? a.path_scale[b] : 1.f;
   for (int64_t row = first, R; row < last; row += R) {
     R = block_rows<T>(last - row);
-    for (int64_t p = 0; p < panels(a.C); ++p) {
-      const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
-      product_blocks(R, a.C, o + row * a.Cp, a.Cp, static_cast<const T*>(a.wproj) + p * panel_size(a.C),
-                     [&](int64_t i, int rows, float* tile) {
-                       for (int r = 0; r < rows; ++r) {
-                         const int64_t token = b * a.N + row + i + r;
-                         float* t = tile + r * kPanel;
-                         for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.bproj + p * kPanel + c));
-                         if (dropout.active()) dropout.apply(t, uint32_t(token), uint32_t(p));
-                         load_row(static_cast<const X*>(a.x) + token * a.C + p * kPanel, count, line);
-                         for (int c = 0; c < count; c += kLanes) store(t + c, load(line + c) + load(t + c) * s);
-                         store_row(static_cast<X*>(a.out) + token * a.C + p * kPanel, count, t);
-                       }
-                     });
-    }
+    for (int64_t p = 0; p < panels(a.C); ++p)
+      projection_panel<X>(a, b, slot, p, row, R, static_cast<const T*>(a.wproj) + p * panel_size(a.C), dropout, line);
+  }
+}
+
+template <typename X>
+void projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
+  const Dropout dropout(a.projection_dropout, kProjectionSite);
+  const PackArgs weight{a.wproj, a.weight_bf16, false, true, a.C, a.C, a.C};
+  float *panel = take<float>(scratch, panel_size(a.C)), *line = take<float>(scratch, kPanel);
+  for (int64_t p = first; p < last; ++p) {
+    pack_panel(weight, p, panel);
+    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, panel, dropout, line);
   }
 }
 
@@ -406,6 +446,13 @@ void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_
 }
 void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(projection_rows, a, b, slot, first, last, scratch);
+}
+void attention_qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
+  a.x_bf16 ? qkv_panels<BFloat16>(a, images, first, last, scratch) : qkv_panels<float>(a, images, first, last, scratch);
+}
+void attention_projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
+  a.x_bf16 ? projection_panels<BFloat16>(a, images, first, last, scratch)
+           : projection_panels<float>(a, images, first, last, scratch);
 }
 void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch) {
   CCT_TYPED(backward_image, a, b, g, scratch);

@@ -11,11 +11,66 @@
 #include "elementwise.h"
 #include "layernorm.h"
 #include "pack.h"
+#include "weights.h"
 
 namespace cct::CCT_ISA {
 namespace {
 
 CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
+
+// y = LN(x) of R rows from `row` on; z: the same as float, or null.
+template <typename X, typename T>
+CCT_INLINE void layernorm_rows(const MlpArgs& a, int64_t row, int64_t R, T* y, float* z) {
+  for (int64_t i = 0; i < R; ++i) {
+    float mean, rstd;
+    layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z ? z + i * a.Cp : z,
+                  y + i * a.Cp, mean, rstd);
+    if (a.mean) a.mean[row + i] = mean, a.rstd[row + i] = rstd;
+  }
+}
+
+// drop(gelu(y W1^T + b1)): panel p of R rows from `row` on.
+template <typename T>
+CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* y, const T* weight,
+                             const Dropout& dropout, T* h) {
+  product_blocks(R, a.C, y, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r) {
+      float* t = tile + r * kPanel;
+      T* out = h + (i + r) * a.Fp + p * kPanel;
+      T* kept = a.hidden ? static_cast<T*>(a.hidden) + (row + i + r) * a.Fp + p * kPanel : nullptr;
+      for (int c = 0; c < kPanel; c += kLanes) {
+        const Vec pre = load(t + c) + load(a.b1 + p * kPanel + c), v = gelu<T>(pre);
+        if (kept) store(kept + c, pre);
+        dropout.active() ? store(t + c, v) : store(out + c, v);
+      }
+      if (dropout.active()) {
+        dropout.apply(t, uint32_t(row + i + r), uint32_t(p));
+        for (int c = 0; c < kPanel; c += kLanes) store(out + c, load(t + c));
+      }
+    }
+  });
+}
+
+// z += s * drop(h W2^T + b2): panel p of R rows from `row` on.
+template <typename T>
+CCT_INLINE void output_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* h, const T* weight,
+                             const Dropout& dropout, float* z) {
+  product_blocks(R, a.F, h, a.Fp, weight, [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r) {
+      float* t = tile + r * kPanel;
+      if (dropout.active()) {
+        for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.b2 + p * kPanel + c));
+        dropout.apply(t, uint32_t(row + i + r), uint32_t(p));
+      }
+      float* out = z + (i + r) * a.Cp + p * kPanel;
+      const float s = path_scale(a, row + i + r);
+      for (int c = 0; c < kPanel; c += kLanes) {
+        const Vec v = dropout.active() ? load(t + c) : load(t + c) + load(a.b2 + p * kPanel + c);
+        store(out + c, load(out + c) + v * s);
+      }
+    }
+  });
+}
 
 template <typename X, typename T>
 void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
@@ -26,46 +81,39 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
   float* z = take<float>(scratch, kMlpRows * a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
     R = block_rows<T>(last - row);
-    for (int64_t i = 0; i < R; ++i) {
-      float mean, rstd;
-      layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z + i * a.Cp, y + i * a.Cp,
-                    mean, rstd);
-      if (a.mean) a.mean[row + i] = mean, a.rstd[row + i] = rstd;
-    }
+    layernorm_rows<X>(a, row, R, y, z);
     for (int64_t p = 0; p < panels(a.F); ++p)
-      product_blocks(R, a.C, y, a.Cp, static_cast<const T*>(a.w1) + p * panel_size(a.C), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r) {
-          float* t = tile + r * kPanel;
-          T* out = h + (i + r) * a.Fp + p * kPanel;
-          T* kept = a.hidden ? static_cast<T*>(a.hidden) + (row + i + r) * a.Fp + p * kPanel : nullptr;
-          for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec pre = load(t + c) + load(a.b1 + p * kPanel + c), v = gelu<T>(pre);
-            if (kept) store(kept + c, pre);
-            hidden.active() ? store(t + c, v) : store(out + c, v);
-          }
-          if (hidden.active()) {
-            hidden.apply(t, uint32_t(row + i + r), uint32_t(p));
-            for (int c = 0; c < kPanel; c += kLanes) store(out + c, load(t + c));
-          }
-        }
-      });
+      hidden_panel(a, p, row, R, y, static_cast<const T*>(a.w1) + p * panel_size(a.C), hidden, h);
     for (int64_t p = 0; p < panels(a.C); ++p)
-      product_blocks(R, a.F, h, a.Fp, static_cast<const T*>(a.w2) + p * panel_size(a.F), [&](int64_t i, int rows, float* tile) {
-        for (int r = 0; r < rows; ++r) {
-          float* t = tile + r * kPanel;
-          if (output.active()) {
-            for (int c = 0; c < kPanel; c += kLanes) store(t + c, load(t + c) + load(a.b2 + p * kPanel + c));
-            output.apply(t, uint32_t(row + i + r), uint32_t(p));
-          }
-          float* out = z + (i + r) * a.Cp + p * kPanel;
-          const float s = path_scale(a, row + i + r);
-          for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec v = output.active() ? load(t + c) : load(t + c) + load(a.b2 + p * kPanel + c);
-            store(out + c, load(out + c) + v * s);
-          }
-        }
-      });
+      output_panel(a, p, row, R, h, static_cast<const T*>(a.w2) + p * panel_size(a.F), output, z);
     for (int64_t i = 0; i < R; ++i) store_row(static_cast<X*>(a.out) + (row + i) * a.C, a.C, z + i * a.Cp);
+  }
+}
+
+template <typename X>
+void hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch) {
+  const PackArgs weight{a.w1, a.weight_bf16, false, true, a.C, a.F, a.F};
+  const Dropout dropout(a.dropout, kHiddenSite);
+  float *y = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
+  layernorm_rows<X>(a, 0, rows, y, nullptr);
+  for (int64_t p = first; p < last; ++p) {
+    pack_panel(weight, p, panel);
+    hidden_panel<float>(a, p, 0, rows, y, panel, dropout, h);
+  }
+}
+
+template <typename X>
+void output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch) {
+  const PackArgs weight{a.w2, a.weight_bf16, false, true, a.F, a.C, a.C};
+  const Dropout dropout(a.dropout, kOutputSite);
+  float *z = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.F));
+  layernorm_rows<X>(a, 0, rows, z, nullptr);
+  for (int64_t p = first; p < last; ++p) {
+    pack_panel(weight, p, panel);
+    output_panel<float>(a, p, 0, rows, h, panel, dropout, z);
+    const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
+    for (int64_t i = 0; i < rows; ++i)
+      store_row(static_cast<X*>(a.out) + i * a.C + p * kPanel, count, z + i * a.Cp + p * kPanel);
   }
 }
 
@@ -170,6 +218,14 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
 
 void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(forward_rows, a, first, last, scratch);
+}
+
+void mlp_hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch) {
+  a.x_bf16 ? hidden_panels<BFloat16>(a, rows, h, first, last, scratch) : hidden_panels<float>(a, rows, h, first, last, scratch);
+}
+
+void mlp_output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch) {
+  a.x_bf16 ? output_panels<BFloat16>(a, rows, h, first, last, scratch) : output_panels<float>(a, rows, h, first, last, scratch);
 }
 
 void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {

@@ -22,12 +22,11 @@ CCT_INLINE void load_tile(const S* src, int64_t stride, int rows, int columns, T
 }
 
 template <typename S, typename T>
-void pack(const PackArgs& a, int64_t p) {
+void pack(const PackArgs& a, int64_t p, T* panel) {
   const int64_t per_group = panels(a.group), first = p / per_group * a.group + p % per_group * kPanel;
   const int64_t left = (p / per_group + 1) * a.group - first;
   const int columns = int(left < kPanel ? left : kPanel);
   const S* weight = static_cast<const S*>(a.weight);
-  T* panel = static_cast<T*>(a.out) + p * panel_size(a.K);
   alignas(64) T tile[kPanel * kPanel];
   const int64_t K = round_up(a.K, 32);
   for (int64_t k = 0; k < K; k += kPanel) {
@@ -44,17 +43,17 @@ void pack(const PackArgs& a, int64_t p) {
 }
 
 template <typename T>
-void pack_any(const PackArgs& a, int64_t p) {
-  a.weight_bf16 ? pack<BFloat16, T>(a, p) : pack<float, T>(a, p);
+void pack_any(const PackArgs& a, int64_t p, void* panel) {
+  a.weight_bf16 ? pack<BFloat16>(a, p, static_cast<T*>(panel)) : pack<float>(a, p, static_cast<T*>(panel));
 }
 
 }  // namespace
 
-void pack_panel(const PackArgs& a, int64_t p) {
+void pack_panel(const PackArgs& a, int64_t p, void* panel) {
 #if defined(CCT_BF16_PRODUCT)
-  if (a.bf16) return pack_any<BFloat16>(a, p);
+  if (a.bf16) return pack_any<BFloat16>(a, p, panel);
 #endif
-  pack_any<float>(a, p);
+  pack_any<float>(a, p, panel);
 }
 
 // Four vectors of running hashes, each word mixed in with the round of xxHash32 (Collet, 2012): plain sums would miss a
@@ -114,9 +113,9 @@ at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, boo
   a.group = group ? group : a.columns;
   const int64_t panels = a.columns / a.group * ((a.group + 63) / 64);
   at::Tensor packed = at::empty({panels, (a.K + 31) / 32 * 32 * 64}, weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
-  a.out = packed.data_ptr();
+  char* out = static_cast<char*>(packed.data_ptr());
   at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
-    for (int64_t p = first; p < last; ++p) CCT_CALL(pack_panel, a, p);
+    for (int64_t p = first; p < last; ++p) CCT_CALL(pack_panel, a, p, out + p * packed.stride(0) * packed.element_size());
   });
   return packed;
 }

@@ -10,12 +10,11 @@ namespace cct {
 // transposed: the weight is stored as B^T (columns, K), as nn.Linear does.
 struct PackArgs {
   const void* weight;
-  void* out;
   bool weight_bf16, bf16, transposed;
   int64_t K, columns, group;
 };
 
-CCT_DECLARE(void pack_panel(const PackArgs& a, int64_t p))
+CCT_DECLARE(void pack_panel(const PackArgs& a, int64_t p, void* panel))  // panel p alone
 CCT_DECLARE(uint64_t checksum_words(const uint32_t* words, int64_t n))
 
 }  // namespace cct

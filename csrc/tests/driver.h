@@ -198,9 +198,9 @@ inline Array packed(const Values& weight, int64_t K, int64_t columns, bool trans
   a.columns = columns;
   a.group = group ? group : columns;
   const int64_t count = columns / a.group * ((a.group + 63) / 64);
-  Array out(count * ((K + 31) / 32 * 32 * 64), bf16);
-  a.out = out.data();
-  for (int64_t p = 0; p < count; ++p) pack_panel(a, p);
+  const int64_t size = (K + 31) / 32 * 32 * 64;
+  Array out(count * size, bf16);
+  for (int64_t p = 0; p < count; ++p) pack_panel(a, p, out.data() + p * size * (bf16 ? 2 : 4));
   return out;
 }
 

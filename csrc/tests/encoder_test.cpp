@@ -34,6 +34,7 @@ struct TestThreads {
 
 struct Weights {
   Array gamma, beta, zeros, bproj, b1, b2, wqkv, wproj, w1, w2;
+  Array panels[4];  // of the last four
 };
 
 void test_shape(const std::string& where, const Setting& set, const Shape& s) {
@@ -48,20 +49,28 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     a.N = N, a.C = C, a.heads = s.heads, a.hd = C / s.heads;
     a.Cp = round_up64(C), a.hdp = round_up64(a.hd), a.Np = round_up64(N), a.Nr = (N + 31) / 32 * 32, a.Qp = round_up64(3 * C);
     a.eps = 1e-5f, a.x_bf16 = bf, a.bf16 = set.bf16;
-    weights.push_back({Array::padded(random.normal(C, 0.1, 1)), Array::padded(random.normal(C, 0.1)),
-                       Array(Values(3 * s.heads * a.hdp), false), Array::padded(random.normal(C, 0.1)),
-                       Array::padded(random.normal(F, 0.1)), Array::padded(random.normal(C, 0.1)),
-                       packed(random.normal(3 * C * C, 1 / std::sqrt(double(C))), C, 3 * C, true, a.hd, bf, set.bf16),
-                       packed(random.normal(C * C, 1 / std::sqrt(double(C))), C, C, true, 0, bf, set.bf16),
-                       packed(random.normal(F * C, 1 / std::sqrt(double(C))), C, F, true, 0, bf, set.bf16),
-                       packed(random.normal(C * F, 1 / std::sqrt(double(F))), F, C, true, 0, bf, set.bf16)});
+    const double narrow = 1 / std::sqrt(double(C));
+    const Values wqkv = random.normal(3 * C * C, narrow, 0, bf), wproj = random.normal(C * C, narrow, 0, bf);
+    const Values w1 = random.normal(F * C, narrow, 0, bf), w2 = random.normal(C * F, 1 / std::sqrt(double(F)), 0, bf);
+    weights.push_back({Array::padded(random.normal(C, 0.1, 1)),
+                       Array::padded(random.normal(C, 0.1)),
+                       Array(Values(3 * s.heads * a.hdp), false),
+                       Array::padded(random.normal(C, 0.1)),
+                       Array::padded(random.normal(F, 0.1)),
+                       Array::padded(random.normal(C, 0.1)),
+                       Array(wqkv, bf),
+                       Array(wproj, bf),
+                       Array(w1, bf),
+                       Array(w2, bf),
+                       {packed(wqkv, C, 3 * C, true, a.hd, bf, set.bf16), packed(wproj, C, C, true, 0, bf, set.bf16),
+                        packed(w1, C, F, true, 0, bf, set.bf16), packed(w2, F, C, true, 0, bf, set.bf16)}});
     const Weights& w = weights.back();
     a.gamma = w.gamma.floats(), a.beta = w.beta.floats(), a.bqkv = w.zeros.floats(), a.bproj = w.bproj.floats();
-    a.wqkv = w.wqkv.data(), a.wproj = w.wproj.data();
+    a.wqkv = w.panels[0].data(), a.wproj = w.panels[1].data();
     MlpArgs& m = layer.mlp;
     m.N = N, m.C = C, m.F = F, m.Cp = a.Cp, m.Fp = round_up64(F), m.eps = 1e-5f, m.x_bf16 = bf, m.bf16 = set.bf16;
     m.gamma = w.gamma.floats(), m.beta = w.beta.floats(), m.b1 = w.b1.floats(), m.b2 = w.b2.floats();
-    m.w1 = w.w1.data(), m.w2 = w.w2.data();
+    m.w1 = w.panels[2].data(), m.w2 = w.panels[3].data();
     layers.push_back(layer);
   }
   const Array x(random.normal(B * N * C, 1, 0.3, bf), bf), out(B * N * C, bf);
@@ -69,9 +78,13 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   for (int64_t i = 0; s.mask && i < B * N; ++i) mask.data()[i] = i % N <= N / (1 + i / N);
   const uint8_t* keys = s.mask ? reinterpret_cast<const uint8_t*>(mask.data()) : nullptr;
 
-  const EncoderArgs args{layers.data(), s.layers, B, set.threads, x.data(), out.data(), keys};
-  TestThreads threads{set.threads, {}, {}};
-  EncoderRun<TestThreads>(args, threads).run();
+  auto encode = [&](bool unpacked) {
+    const EncoderArgs args{layers.data(), s.layers, B, set.threads, unpacked, x.data(), out.data(), keys};
+    TestThreads threads{set.threads, {}, {}};
+    EncoderRun<TestThreads>(args, threads).run();
+    return out.values();
+  };
+  const Values result = encode(false);
 
   const Array stream(x.values(), bf);
   for (const EncoderLayer& layer : layers) {
@@ -88,7 +101,15 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     m.x = middle.data(), m.out = stream.data();
     layernorm_mlp_forward_rows(m, 0, B * N, scratch.data());
   }
-  expect_near(where + "out", out.values(), stream.values(), 0);
+  expect_near(where + "out", result, stream.values(), 0);
+  if (set.bf16) return;
+  for (int64_t l = 0; l < s.layers; ++l) {
+    AttentionArgs& a = layers[l].attention;
+    MlpArgs& m = layers[l].mlp;
+    a.wqkv = weights[l].wqkv.data(), a.wproj = weights[l].wproj.data(), a.weight_bf16 = m.weight_bf16 = bf;
+    m.w1 = weights[l].w1.data(), m.w2 = weights[l].w2.data();
+  }
+  expect_near(where + "out of weights that are not packed", encode(true), stream.values(), 0);
 }
 
 }  // namespace
