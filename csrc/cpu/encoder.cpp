@@ -55,7 +55,7 @@ struct Layer {
   }
 };
 
-constexpr int64_t kFewRows = 1024;  // weights of a block for each row, from which on the rows are few
+constexpr int64_t kFewRows = 2048;  // weights of a block for each row, from which on the rows are few
 
 // PyTorch's threads, and memory that stays warm.
 struct Threads {

@@ -47,24 +47,20 @@ CCT_INLINE void transpose16(const uint32_t* src, int64_t src_stride, uint32_t* d
 #undef CCT_ODD128
   for (int i = 0; i < 16; ++i) std::memcpy(dst + i * dst_stride, &r[i], sizeof(VecU));
 #elif defined(__AVX2__)
-  for (int w = 0; w < 16; w += 8)
+  for (int w = 0; w < 16; w += 4)  // rows i and i + 4 in the halves of a vector: no shuffle crosses them
     for (int row = 0; row < 16; row += 8) {
-      VecU r[8], t[8];
-      for (int i = 0; i < 8; ++i) std::memcpy(&r[i], src + (row + i) * src_stride + w, sizeof(VecU));
-      for (int i = 0; i < 8; i += 2) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-      }
-      for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; ++j) {
-          r[i + 2 * j] = __builtin_shufflevector(t[i + j], t[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
-          r[i + 2 * j + 1] = __builtin_shufflevector(t[i + j], t[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
+      __m256 r[4];
       for (int i = 0; i < 4; ++i) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        t[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        const float* from = reinterpret_cast<const float*>(src + (row + i) * src_stride + w);
+        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), _mm_loadu_ps(from + 4 * src_stride), 1);
       }
-      for (int i = 0; i < 8; ++i) std::memcpy(dst + (w + i) * dst_stride + row, &t[i], sizeof(VecU));
+      const __m256 low0 = _mm256_unpacklo_ps(r[0], r[1]), low2 = _mm256_unpacklo_ps(r[2], r[3]);
+      const __m256 high0 = _mm256_unpackhi_ps(r[0], r[1]), high2 = _mm256_unpackhi_ps(r[2], r[3]);
+      float* to = reinterpret_cast<float*>(dst + w * dst_stride + row);
+      _mm256_storeu_ps(to, _mm256_shuffle_ps(low0, low2, 0x44));
+      _mm256_storeu_ps(to + dst_stride, _mm256_shuffle_ps(low0, low2, 0xee));
+      _mm256_storeu_ps(to + 2 * dst_stride, _mm256_shuffle_ps(high0, high2, 0x44));
+      _mm256_storeu_ps(to + 3 * dst_stride, _mm256_shuffle_ps(high0, high2, 0xee));
     }
 #else
   for (int w = 0; w < 16; ++w)

@@ -21,12 +21,24 @@ CCT_INLINE void load_tile(const S* src, int64_t stride, int rows, int columns, T
     }
 }
 
+// A whole panel of a weight of floats (columns, K) in lines of 16 columns: they are one piece of memory, and the next is asked
+// for meanwhile.
+void pack_lines(const float* weight, int64_t K, float* panel) {
+  for (int c = 0; c < kPanel; c += 16, weight += 16 * K)
+    for (int64_t k = 0; k < K; k += 16) {
+      for (int r = 0; r < 16; ++r) __builtin_prefetch(weight + (16 + r) * K + k);
+      pack_columns(weight + k, K, panel + k * kPanel + c, 16, 16);
+    }
+}
+
 template <typename S, typename T>
 void pack(const PackArgs& a, int64_t p, T* panel) {
   const int64_t per_group = panels(a.group), first = p / per_group * a.group + p % per_group * kPanel;
   const int64_t left = (p / per_group + 1) * a.group - first;
   const int columns = int(left < kPanel ? left : kPanel);
   const S* weight = static_cast<const S*>(a.weight);
+  if constexpr (sizeof(S) == 4 && sizeof(T) == 4)
+    if (a.transposed && columns == kPanel && a.K % 32 == 0) return pack_lines(weight + first * a.K, a.K, panel);
   alignas(64) T tile[kPanel * kPanel];
   const int64_t K = round_up(a.K, 32);
   for (int64_t k = 0; k < K; k += kPanel) {
