@@ -241,21 +241,22 @@ CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, 
 }
 
 template <typename T>
-struct BackwardBuffers {  // of one image
-  T *da, *daT, *dO, *dqkv, *y, *yT, *pairs, *panel;
-  float *dxn, *line, *xhat, *part;
+struct BackwardBuffers {
+  T *da, *daT, *dO, *dqkv, *y, *yT;  // of an image, shared by its phases
+  float* dxn;
+  T *pairs, *panel;
+  float *line, *xhat, *part;
   // of one head
   T *q_columns, *do_columns, *q_rows, *do_rows, *kT, *ds_rows, *pT, *dsT;
   float *delta, *lse, *valid, *st, *dpt;
   uint8_t* keep;
 
-  BackwardBuffers(const AttentionArgs& a, char* scratch) {
-    da = take<T>(scratch, a.Nr * a.Cp), daT = take<T>(scratch, a.Nr * a.Cp);
-    dO = take<T>(scratch, a.heads * a.Nr * a.hdp), dqkv = take<T>(scratch, a.Nr * a.Qp);
-    y = take<T>(scratch, a.Nr * a.Cp), yT = take<T>(scratch, a.Nr * a.Cp);
+  BackwardBuffers(const AttentionArgs& a, char* shared, char* scratch) {
+    da = take<T>(shared, a.Nr * a.Cp), daT = take<T>(shared, a.Nr * a.Cp);
+    dO = take<T>(shared, a.heads * a.Nr * a.hdp), dqkv = take<T>(shared, a.Nr * a.Qp);
+    y = take<T>(shared, a.Nr * a.Cp), yT = take<T>(shared, a.Nr * a.Cp), dxn = take<float>(shared, a.Nr * a.Cp);
     pairs = take<T>(scratch, a.Nr * (a.Cp > a.hdp ? a.Cp : a.hdp)), panel = take<T>(scratch, a.Nr * kPanel);
-    dxn = take<float>(scratch, a.N * a.Cp), line = take<float>(scratch, a.Qp), xhat = take<float>(scratch, a.Cp);
-    part = take<float>(scratch, 2 * a.Cp + a.Qp);
+    line = take<float>(scratch, a.Qp), xhat = take<float>(scratch, a.Cp), part = take<float>(scratch, 2 * a.Cp + kPanel);
     q_columns = take<T>(scratch, a.Np * a.hdp), do_columns = take<T>(scratch, a.Np * a.hdp);
     q_rows = take<T>(scratch, a.Nr * a.hdp), do_rows = take<T>(scratch, a.Nr * a.hdp);
     kT = take<T>(scratch, a.Nr * a.hdp), ds_rows = take<T>(scratch, a.Nr * a.Np);
@@ -351,17 +352,14 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
   }
 }
 
+// da = s * mask * dout and y = LN(x), both also transposed: rows [first, last), multiples of 32 but for N.
 template <typename X, typename T>
-void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch) {
-  const TileScope tiles;
+void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t last, const AttentionGradients& g,
+                    const BackwardBuffers<T>& w) {
   const Dropout dropout(a.projection_dropout, kProjectionSite);
-  const BackwardBuffers<T> w(a, scratch);
   const X *x = static_cast<const X*>(a.x) + b * a.N * a.C, *dout = static_cast<const X*>(a.dout) + b * a.N * a.C;
-  const T* o = head_outputs<T>(a, b);
   const float s = a.path_scale ? a.path_scale[b] : 1.f;
-  std::memset(w.part, 0, (2 * a.Cp + a.Qp) * sizeof(float));
-
-  for (int64_t i = 0; i < a.N; ++i) {  // da = s * mask * dout, and y = LN(x)
+  for (int64_t i = first; i < last; ++i) {
     load_row(dout + i * a.C, a.C, w.line);
     for (int64_t c = round_up(a.C, kLanes); c < a.Cp; c += kLanes) store(w.line + c, Vec{});
     if (dropout.active())
@@ -371,65 +369,94 @@ void backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients&
       store(w.part + c, load(w.part + c) + d);
       store(w.da + i * a.Cp + c, d);
     }
-    if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(w.part, g.dbproj, a.Cp);
+    if ((i + 1) % kSumRows == 0 || i + 1 == last) flush_sums(w.part, g.dbproj, a.Cp);
+    std::memset((void*)(w.dqkv + i * a.Qp + 3 * a.C), 0, (a.Qp - 3 * a.C) * sizeof(T));
     if (!a.need_weights) continue;
     normalise_row_saved(x + i * a.C, a.C, w.xhat, a.mean[b * a.N + i], a.rstd[b * a.N + i]);
     affine(w.xhat, w.y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
   }
-  if (a.need_weights) {
-    zero_rows(w.da, a.N, a.Nr, a.Cp);
-    zero_rows(w.y, a.N, a.Nr, a.Cp);
-    transpose(w.da, a.Cp, w.daT, a.Nr, a.Nr, a.Cp, w.pairs);
-    transpose(w.y, a.Cp, w.yT, a.Nr, a.Nr, a.Cp, w.pairs);
-    for (int64_t p = 0; p < panels(a.C); ++p) {
-      pack_rows(o + p * kPanel, a.Cp, w.panel, a.Nr);
-      product<true>(a.C, a.N, w.daT, a.Nr, w.panel, g.dwproj + p * kPanel, a.Cp);
-    }
-  }
-  const int64_t per_head = a.hdp / kPanel;
-  for (int64_t p = 0; p < a.heads * per_head; ++p) {
-    T* dO = w.dO + p / per_head * a.Nr * a.hdp;
-    const int64_t column = p % per_head * kPanel;
-    product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C),
-                   [&](int64_t i, int rows, float* tile) {
-                     for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
-                   });
-    if (column == 0) zero_rows(dO, a.N, a.Nr, a.hdp);
-  }
-  for (int64_t i = 0; i < a.N && a.Qp > 3 * a.C; ++i)
-    std::memset((void*)(w.dqkv + i * a.Qp + 3 * a.C), 0, (a.Qp - 3 * a.C) * sizeof(T));
-  zero_rows(w.dqkv, a.N, a.Nr, a.Qp);
-  for (int64_t head = 0; head < a.heads; ++head) backward_head<X, T>(a, b, head, w);
+  const int64_t end = round_up(last, 32);
+  zero_rows(w.dqkv, last, end, a.Qp);
+  if (!a.need_weights) return;
+  zero_rows(w.da, last, end, a.Cp);
+  zero_rows(w.y, last, end, a.Cp);
+  transpose(w.da + first * a.Cp, a.Cp, w.daT + first, a.Nr, end - first, a.Cp, w.pairs);
+  transpose(w.y + first * a.Cp, a.Cp, w.yT + first, a.Nr, end - first, a.Cp, w.pairs);
+}
 
-  if (a.need_weights)
-    for (int64_t p = 0; p < a.Qp / kPanel; ++p) {
-      pack_rows(w.dqkv + p * kPanel, a.Qp, w.panel, a.Nr);
-      product<true>(a.C, a.N, w.yT, a.Nr, w.panel, g.dwqkv + p * a.Cp * kPanel, kPanel);
+// Item p: panel p of dWproj, then panels of dO = da Wproj by head.
+template <typename T>
+void backward_projection(const AttentionArgs& a, int64_t b, int64_t item, const AttentionGradients& g,
+                         const BackwardBuffers<T>& w) {
+  if (item < panels(a.C)) {
+    if (!a.need_weights) return;
+    pack_rows(head_outputs<T>(a, b) + item * kPanel, a.Cp, w.panel, a.Nr);
+    return product<true>(a.C, a.N, w.daT, a.Nr, w.panel, g.dwproj + item * kPanel, a.Cp);
+  }
+  const int64_t p = item - panels(a.C), per_head = a.hdp / kPanel, column = p % per_head * kPanel;
+  T* dO = w.dO + p / per_head * a.Nr * a.hdp;
+  product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C),
+                 [&](int64_t i, int rows, float* tile) {
+                   for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
+                 });
+  for (int64_t i = a.N; i < a.Nr; ++i) std::memset((void*)(dO + i * a.hdp + column), 0, kPanel * sizeof(T));
+}
+
+// Item p: panel p of dWqkv and dbqkv, then panels of the gradient of LN(x), dqkv Wqkv.
+template <typename T>
+void backward_qkv(const AttentionArgs& a, int64_t item, const AttentionGradients& g, const BackwardBuffers<T>& w) {
+  if (item < a.Qp / kPanel) {
+    const T* d = w.dqkv + item * kPanel;
+    if (a.need_weights) {
+      pack_rows(d, a.Qp, w.panel, a.Nr);
+      product<true>(a.C, a.N, w.yT, a.Nr, w.panel, g.dwqkv + item * a.Cp * kPanel, kPanel);
     }
-  if (g.dbqkv)
-    for (int64_t i = 0; i < a.N; ++i) {
-      float* part = w.part + 2 * a.Cp;
-      for (int64_t c = 0; c < a.Qp; c += kLanes) store(part + c, load(part + c) + load(w.dqkv + i * a.Qp + c));
-      if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(part, g.dbqkv, a.Qp);
+    float* part = w.part + 2 * a.Cp;
+    for (int64_t i = 0; i < a.N && g.dbqkv; ++i) {
+      for (int64_t c = 0; c < kPanel; c += kLanes) store(part + c, load(part + c) + load(d + i * a.Qp + c));
+      if ((i + 1) % kSumRows == 0 || i + 1 == a.N) flush_sums(part, g.dbqkv + item * kPanel, kPanel);
     }
-  for (int64_t p = 0; p < panels(a.C); ++p)
-    product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C),
-                   [&](int64_t i, int rows, float* tile) {
-                     for (int r = 0; r < rows; ++r)
-                       std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
-                   });
+    return;
+  }
+  const int64_t p = item - a.Qp / kPanel;
+  product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C),
+                 [&](int64_t i, int rows, float* tile) {
+                   for (int r = 0; r < rows; ++r)
+                     std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
+                 });
+}
+
+// dx = dout + the gradient through the LayerNorm, of rows [first, last).
+template <typename X, typename T>
+void backward_norm(const AttentionArgs& a, int64_t b, int64_t first, int64_t last, const AttentionGradients& g,
+                   const BackwardBuffers<T>& w) {
   const int64_t width = round_up(a.C, kLanes);
-  for (int64_t i = 0; i < a.N; ++i) {
+  for (int64_t i = first; i < last; ++i) {
     const int64_t token = b * a.N + i;
-    load_row(dout + i * a.C, a.C, w.line);
-    normalise_row_saved(x + i * a.C, a.C, w.xhat, a.mean[token], a.rstd[token]);
+    load_row(static_cast<const X*>(a.dout) + token * a.C, a.C, w.line);
+    normalise_row_saved(static_cast<const X*>(a.x) + token * a.C, a.C, w.xhat, a.mean[token], a.rstd[token]);
     backward_row(w.xhat, w.dxn + i * a.Cp, a.gamma, a.C, width, a.rstd[token], w.line, w.part, w.part + a.Cp);
-    if ((i + 1) % kSumRows == 0 || i + 1 == a.N) {
+    if ((i + 1) % kSumRows == 0 || i + 1 == last) {
       flush_sums(w.part, g.dgamma, width);
       flush_sums(w.part + a.Cp, g.dbeta, width);
     }
     store_row(static_cast<X*>(a.dx) + token * a.C, a.C, w.line);
   }
+}
+
+template <typename X, typename T>
+void backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last, const AttentionGradients& g,
+                    char* shared, char* scratch) {
+  const TileScope tiles;
+  const BackwardBuffers<T> w(a, shared, scratch);
+  std::memset(w.part, 0, (2 * a.Cp + kPanel) * sizeof(float));
+  const int64_t row = first * 32, end = smaller(last * 32, a.N);
+  if (phase == kRowsPhase) return backward_begin<X>(a, b, row, end, g, w);
+  if (phase == kNormPhase) return backward_norm<X>(a, b, row, end, g, w);
+  for (int64_t item = first; item < last; ++item)
+    phase == kProjectionPhase ? backward_projection(a, b, item, g, w)
+    : phase == kHeadsPhase    ? backward_head<X, T>(a, b, item, w)
+                              : backward_qkv(a, item, g, w);
 }
 
 }  // namespace
@@ -454,8 +481,9 @@ void attention_projection_panels(const AttentionArgs& a, int64_t images, int64_t
   a.x_bf16 ? projection_panels<BFloat16>(a, images, first, last, scratch)
            : projection_panels<float>(a, images, first, last, scratch);
 }
-void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch) {
-  CCT_TYPED(backward_image, a, b, g, scratch);
+void attention_backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last,
+                              const AttentionGradients& g, char* shared, char* scratch) {
+  CCT_TYPED(backward_phase, a, b, phase, first, last, g, shared, scratch);
 }
 
 }  // namespace cct::CCT_ISA
@@ -629,16 +657,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;
 
-  const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp, threads = std::max<int64_t>(1, std::min<int64_t>(B, at::get_num_threads()));
+  const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp, threads = at::get_num_threads();
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
   at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
-  const int64_t bytes = attention_backward_scratch(a);
-  for_slices(B, [&](int64_t first, int64_t last, int64_t slot) {
+  auto gradients = [&](int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     float* biases = s + dwqkv + dwproj;
-    const AttentionGradients g{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
-    for (int64_t b = first; b < last; ++b) CCT_CALL(attention_backward_image, a, b, g, thread_scratch(bytes));
+    return AttentionGradients{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
+  };
+  // whole images while every thread has one; the phases of the rest divided among the threads
+  const int64_t own = attention_backward_scratch(a), image = attention_backward_shared(a), whole = B / threads * threads;
+  for_slices(whole, [&](int64_t first, int64_t last, int64_t slot) {
+    char* scratch = thread_scratch(image + own);
+    for (int64_t b = first; b < last; ++b)
+      for (int phase = 0; phase < kAttentionPhases; ++phase)
+        CCT_CALL(attention_backward_phase, a, b, phase, 0, phase_items(a, phase), gradients(slot), scratch, scratch + image);
   });
+  const at::Tensor shared = at::empty({whole < B ? image + 4096 : 0}, at::kByte);
+  for (int64_t b = whole; b < B; ++b)
+    for (int phase = 0; phase < kAttentionPhases; ++phase)
+      for_slices(phase_items(a, phase), [&](int64_t first, int64_t last, int64_t slot) {
+        char* memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data_ptr()) + 4095) / 4096 * 4096);
+        CCT_CALL(attention_backward_phase, a, b, phase, first, last, gradients(slot), memory, thread_scratch(own));
+      });
   const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
   const auto dtype = qkv_weight.scalar_type();
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, dwqkv + dwproj + start, n).to(dtype, false, true); };

@@ -49,34 +49,29 @@ constexpr int64_t kAttentionRows = 32;  // of a block at most
 [[maybe_unused]] static int64_t attention_panels_scratch(const AttentionArgs& a, int64_t images) {
   return scratch_bytes({images * a.N * a.Cp, (a.C + 31) / 32 * 32 * 64, 64});
 }
+// The phases of the backward pass of an image, each of so many independent items.
+enum AttentionPhase { kRowsPhase, kProjectionPhase, kHeadsPhase, kQkvPhase, kNormPhase, kAttentionPhases };
+[[maybe_unused]] static int64_t phase_items(const AttentionArgs& a, int phase) {
+  switch (phase) {
+    case kProjectionPhase:  // panels of dWproj, of dO
+      return a.Cp / 64 + a.heads * a.hdp / 64;
+    case kHeadsPhase:
+      return a.heads;
+    case kQkvPhase:  // panels of dWqkv, of the gradient of LN(x)
+      return a.Qp / 64 + a.Cp / 64;
+    default:  // blocks of 32 rows
+      return a.Nr / 32;
+  }
+}
+// What the phases of an image pass on, and what a thread needs for itself.
+[[maybe_unused]] static int64_t attention_backward_shared(const AttentionArgs& a) {
+  const int64_t image = a.Nr * a.Cp;
+  return scratch_bytes({image, image, a.heads * a.Nr * a.hdp, a.Nr * a.Qp, image, image, image});
+}
 [[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
-  const int64_t image = a.Nr * a.Cp, head = a.Np * a.hdp, block = 32 * a.Np;
-  return scratch_bytes({image,
-                        image,
-                        a.heads * a.Nr * a.hdp,
-                        a.Nr * a.Qp,
-                        image,
-                        image,
-                        a.Nr * larger(a.Cp, a.hdp),
-                        a.Nr * 64,
-                        image,
-                        a.Qp,
-                        a.Cp,
-                        2 * a.Cp + a.Qp,
-                        head,
-                        head,
-                        head,
-                        head,
-                        head,
-                        a.Nr * a.Np,
-                        block,
-                        block,
-                        a.Np,
-                        a.Np,
-                        a.Np,
-                        32 * 64,
-                        32 * 64,
-                        a.Np * a.Np / 4});
+  const int64_t head = a.Np * a.hdp, block = 32 * a.Np;
+  return scratch_bytes({a.Nr * larger(a.Cp, a.hdp), a.Nr * 64, a.Qp, a.Cp, 2 * a.Cp + 64, head, head, head, head, head,
+                        a.Nr * a.Np, block, block, a.Np, a.Np, a.Np, 32 * 64, 32 * 64, a.Np * a.Np / 4});
 }
 
 CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
@@ -90,7 +85,8 @@ CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, in
 CCT_DECLARE(void attention_qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch))
 CCT_DECLARE(void attention_projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last,
                                              char* scratch))
-CCT_DECLARE(void attention_backward_image(const AttentionArgs& a, int64_t b, const AttentionGradients& g, char* scratch))
+CCT_DECLARE(void attention_backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last,
+                                          const AttentionGradients& g, char* shared, char* scratch))
 
 }  // namespace cct
 

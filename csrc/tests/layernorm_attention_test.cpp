@@ -115,12 +115,15 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     enum { kDwqkv, kDwproj, kDbqkv, kDbproj, kDgamma, kDbeta };
     const int64_t dwqkv = need_weights ? a.Qp * a.Cp : 0, dwproj = need_weights ? a.Cp * a.Cp : 0;
     const Sums sums(set.threads, {dwqkv, dwproj, a.Qp, a.Cp, a.Cp, a.Cp});
-    for_slices(B, set.threads, [&](int64_t slot, int64_t first, int64_t last) {
-      const Guarded scratch(attention_backward_scratch(a));
-      const AttentionGradients g{sums.of(slot, kDwqkv),  sums.of(slot, kDwproj), sums.of(slot, kDbqkv),
-                                 sums.of(slot, kDbproj), sums.of(slot, kDgamma), sums.of(slot, kDbeta)};
-      for (int64_t b = first; b < last; ++b) attention_backward_image(a, b, g, scratch.data());
-    });
+    const Guarded shared(attention_backward_shared(a));
+    for (int64_t b = 0; b < B; ++b)
+      for (int phase = 0; phase < kAttentionPhases; ++phase)
+        for_slices(phase_items(a, phase), set.threads, [&](int64_t slot, int64_t first, int64_t last) {
+          const Guarded scratch(attention_backward_scratch(a));
+          const AttentionGradients g{sums.of(slot, kDwqkv),  sums.of(slot, kDwproj), sums.of(slot, kDbqkv),
+                                     sums.of(slot, kDbproj), sums.of(slot, kDgamma), sums.of(slot, kDbeta)};
+          attention_backward_phase(a, b, phase, first, last, g, shared.data(), scratch.data());
+        });
     auto check = [&](const char* name, Values Inputs::*which, const Values& gradient) {
       Inputs moved = in;
       expect_gradient(where + name, gradient, in.*which, tolerance, [&](const Values& at) {
