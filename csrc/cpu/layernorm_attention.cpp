@@ -657,7 +657,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;
 
-  const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp, threads = at::get_num_threads();
+  const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp;
+  // whole images while every thread has one, or where the threads would take longer to meet; of the rest the phases are divided
+  const bool divide = a.N * C * C >= 1 << 22;
+  const int64_t threads = divide ? at::get_num_threads() : std::max<int64_t>(1, std::min<int64_t>(B, at::get_num_threads()));
+  const int64_t whole = divide ? B / threads * threads : B;
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
   at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
   auto gradients = [&](int64_t slot) {
@@ -665,8 +669,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     float* biases = s + dwqkv + dwproj;
     return AttentionGradients{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
   };
-  // whole images while every thread has one; the phases of the rest divided among the threads
-  const int64_t own = attention_backward_scratch(a), image = attention_backward_shared(a), whole = B / threads * threads;
+  const int64_t own = attention_backward_scratch(a), image = attention_backward_shared(a);
   for_slices(whole, [&](int64_t first, int64_t last, int64_t slot) {
     char* scratch = thread_scratch(image + own);
     for (int64_t b = first; b < last; ++b)
