@@ -1,5 +1,6 @@
-"""The README's table from bench/results: `python -m bench.table` prints it, `--readme README.md` puts it in its place there,
-`--chart FILE.png` draws it. Of several lines about the same row the last counts."""
+"""The tables from bench/results: `python -m bench.table` prints them, `--readme README.md` puts the whole models in their place
+there and all rows into bench/results/README.md, `--chart FILE.png` draws the models. Of several lines about the same row the
+last counts."""
 
 import argparse
 import json
@@ -23,7 +24,7 @@ def load(folder=RESULTS):
     return machines
 
 
-def render(machines):
+def render(machines, ops=True):
     parts = []
     for rows in machines.values():
         newest = max(rows, key=lambda row: row["date"])
@@ -32,7 +33,7 @@ def render(machines):
         parts.append(f"**{name}** (PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})\n")
         parts.append("| what | batch | dtype | ours | best peer | ours against it | of the roof |")
         parts.append("|---|---:|---|---:|---:|---:|---:|")
-        parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"]]
+        parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"] and (ops or row["kind"] != "op")]
         parts += ["", *_imports(rows)]
     return "\n".join(parts).strip() + "\n"
 
@@ -124,23 +125,23 @@ def chart(machines, path):
 def main():
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END}")
+    parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END}; write RESULTS/README.md")
     parser.add_argument("--chart", type=Path)
     args = parser.parse_args()
     machines = load(args.results)
     if not machines:
         parser.error(f"no results in {args.results}; run `pytest bench/ --benchmark` first")
-    text = render(machines)
     if args.chart:
         chart(machines, args.chart)
     if args.readme is None:
-        print(text, end="")
+        print(render(machines), end="")
         return
     page = args.readme.read_text()
     if BEGIN not in page or END not in page:
         parser.error(f"{args.readme} has no {BEGIN} ... {END}")
     head, tail = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
-    args.readme.write_text(f"{head}{BEGIN}\n{text}{END}{tail}")
+    args.readme.write_text(f"{head}{BEGIN}\n{render(machines, ops=False)}{END}{tail}")
+    (args.results / "README.md").write_text(f"# All rows, ops too\n\nWritten by `python -m bench.table`.\n\n{render(machines)}")
 
 
 if __name__ == "__main__":
