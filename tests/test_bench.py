@@ -108,17 +108,17 @@ def test_lines_name_lost_and_missing_peers():
 
 
 def test_table_takes_the_newest_line_of_a_row(tmp_path, monkeypatch):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
     for row in (make_row(0.04, 0.02), make_row(0.01, 0.02), make_row(0.5, 1.0, kind="inference", what="CCT", batch=64)):
-        record.append(row, tmp_path / "results")
-    readme = tmp_path / "README.md"
+        record.append(row, results)
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    arguments = ["table", "--results", str(tmp_path / "results"), "--readme", str(readme), "--chart", str(tmp_path / "chart.png")]
+    arguments = ["table", "--results", str(results), "--readme", str(readme), "--chart", str(tmp_path / "chart.png")]
     monkeypatch.setattr(sys, "argv", arguments)
     table.main()
     page = readme.read_text()
     assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
     whole = "| inference CCT forward | 64 | float32 | 128 img/s | eager 64 img/s | 2.00x | 2% |"
-    everything = (tmp_path / "results" / "README.md").read_text()
+    everything = (results / "README.md").read_text()
     assert whole in page and whole in everything and "| op add" not in page
     assert "| op add forward | 4 | float32 | 10 ms | eager 20 ms | 2.00x | 100% |" in everything
     assert everything.count("| op add") == 1 and (tmp_path / "chart.png").stat().st_size > 1000
