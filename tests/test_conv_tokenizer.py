@@ -65,6 +65,19 @@ def test_a_changed_weight_is_transformed_anew():
         torch.testing.assert_close(conv_tokenizer(x, weight), reference.conv_tokenizer(x, weight), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("isa", ["avx2", "generic"], indirect=True)
+def test_autocast_leaves_no_rounded_weights_behind(isa):
+    """Where the CPU multiplies no bfloat16, the transformed weights are those of float32 under autocast too, and so is dW."""
+    x, weight = torch.randn(2, 32, 8, 8), torch.randn(9, 32, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = conv_tokenizer(x, weight, padding=1)
+        (dweight,) = torch.autograd.grad(inside.sum(), weight)
+    plain = reference.conv_tokenizer(x, weight, padding=1)
+    torch.testing.assert_close(inside, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(conv_tokenizer(x, weight, padding=1), plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(dweight, torch.autograd.grad(plain.sum(), weight)[0], atol=1e-3, rtol=1e-4)
+
+
 def test_reference_gradients():
     t = make_inputs(CASES["B2_4x11x13_C33_k3_norelu"], torch.float64)
     t = [t["x"][:1, :2, :5, :4], t["weight"][:3, :2], t["bias"][:3]]

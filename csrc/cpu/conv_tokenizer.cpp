@@ -658,7 +658,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   at::Tensor dweight = at::empty({0}, weight.options()), dbias = at::empty({0}, weight.options());
   if (need_weight) {
     at::Tensor d = total.narrow(0, 0, dw).view({-1, stride_w});
-    if (a.winograd) d = winograd_matrix().t().mm(d.view({16, -1})).view({9 * a.Cin, stride_w});
+    if (a.winograd) d = exact_mm(winograd_matrix().t(), d.view({16, -1})).view({9 * a.Cin, stride_w});
     d = a.winograd || a.transpose_columns ? d.narrow(1, 0, a.C).t() : d.narrow(1, 0, a.K);
     dweight = d.reshape({a.C, a.conv.kh, a.conv.kw, a.Cin}).permute({0, 3, 1, 2}).to(weight.scalar_type()).contiguous();
   }

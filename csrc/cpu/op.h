@@ -54,8 +54,15 @@ inline char* thread_scratch(size_t bytes) {
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
 at::Tensor pack_winograd(const at::Tensor& weight, bool transposed);  // U of winograd.h, one matrix after the other
-at::Tensor winograd_matrix();                                         // (16, 9): U's elements from those of a 3 x 3 kernel
-std::vector<uint64_t> checksums(at::TensorList weights);              // by all threads at once
+
+// A product in the dtype of its operands: autocast is still on inside an op, and would round them to bfloat16.
+inline at::Tensor exact_mm(const at::Tensor& a, const at::Tensor& b) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCPU);
+  return a.mm(b);
+}
+
+at::Tensor winograd_matrix();                             // (16, 9): U's elements from those of a 3 x 3 kernel
+std::vector<uint64_t> checksums(at::TensorList weights);  // by all threads at once
 
 // At least n zeros, for the biases that are not there.
 inline at::Tensor zeros(int64_t n) {

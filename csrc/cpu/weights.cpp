@@ -108,7 +108,8 @@ namespace {
 // (C, Cin, 3, 3) as U = G w G^T: (16 C, Cin), or (C, 16 Cin) for the columns of B.
 at::Tensor winograd_filters(const at::Tensor& weight, bool transposed) {
   const int64_t C = weight.size(0), Cin = weight.size(1);
-  const at::Tensor U = weight.to(at::kFloat).contiguous().view({C * Cin, 9}).mm(winograd_matrix().t()).view({C, Cin, 16});
+  const at::Tensor U =
+      exact_mm(weight.to(at::kFloat).contiguous().view({C * Cin, 9}), winograd_matrix().t()).view({C, Cin, 16});
   return transposed ? U.permute({2, 0, 1}).reshape({16 * C, Cin}) : U.permute({0, 2, 1}).reshape({C, 16 * Cin});
 }
 
