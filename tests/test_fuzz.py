@@ -32,8 +32,11 @@ RATES = st.sampled_from([0.0, 0.0, 0.25, 0.9])
 def conv_tokenizer_case(draw):
     kernel, window = (draw(st.integers(1, 5)), draw(st.integers(1, 5))), st.tuples(st.integers(1, 4), st.integers(1, 4))
     C, channels, stride = draw(SIZES), draw(SIZES), draw(window)
-    if draw(FLAG):  # what Winograd's filtering takes
+    kind = draw(st.sampled_from(["any", "any", "winograd", "rows"]))  # of the ways that the CPU kernels take
+    if kind == "winograd":
         kernel, channels, stride = (3, 3), draw(st.sampled_from([32, 48, 64])), 1
+    elif kind == "rows":
+        kernel, channels, C = (5, 5), 64, draw(st.sampled_from([65, 130]))
     shapes = {"x": (draw(SMALL), channels, draw(SIZES), draw(SIZES)), "weight": (C, channels, *kernel)}
     if draw(FLAG):
         shapes["bias"] = (C,)

@@ -1,6 +1,6 @@
 // out = MaxPool(ReLU(Conv2d(x))) as tokens, forward and backward, on bands of rows of an image: the rows of x as channel-last
 // pixels, their im2col matrix, the convolved band and its pooling stay in the second-level cache; nothing of the size of the
-// convolved image is stored.
+// convolved image is stored. winograd_bands and row_bands do without the matrix.
 //
 // Forward keeps, for each pooled element, which pixel of its window won (the first maximum, one byte): kNoWinner where ReLU
 // made the maximum zero. Backward gathers dout through it,
@@ -79,6 +79,17 @@ void load_image(const ConvArgs& a, int64_t b, Range y, T* image) {
       convert(x + c * plane + i, m, line[0]);
       for (int64_t j = 0; j < m; ++j) out[j * a.Cin + c] = line[0][j];
     }
+  }
+}
+
+// The same, each row between zeros up to the whole `line`.
+template <typename X, typename T>
+void load_lines(const ConvArgs& a, int64_t b, Range y, int64_t line, T* image) {
+  const int64_t left = a.conv.pw * a.Cin, right = left + a.W * a.Cin;
+  for (int64_t i = y.first; i < y.last; ++i, image += line) {
+    zero(image, left);
+    load_image<X>(a, b, {i, i + 1}, image + left);
+    zero(image + right, line - right);
   }
 }
 
@@ -256,9 +267,43 @@ void winograd_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratc
   }
 }
 
+// The products of one kernel row after the other: its pixels under neighbouring windows lie sw pixels apart in a line of the
+// image, so the line is their matrix, and the kernel row's part of a panel stays in cache for all lines.
+template <typename X>
+void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
+  float *image = take<float>(scratch, a.image_size), *conv = take<float>(scratch, a.band_pixels * kPanel);
+  const int64_t run = a.conv.kw * a.Cin, line = padded_width(a) * a.Cin;
+  const int64_t pieces = divide_up(run, kSumDepth<float>), depth = divide_up(run / 16, pieces) * 16;
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t b = item / a.slices / a.bands;
+    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
+    const Range slice = share(panels(a.C), item % a.slices, a.slices);
+    const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc);
+    const Range y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
+    const int64_t pixels = (r.last - r.first) * a.Wc;
+    load_lines<X>(a, b, y, line, image);
+    for (int64_t p = slice.first; p < slice.last; ++p) {
+      const float* panel = static_cast<const float*>(a.weight) + p * panel_size(a.K);
+      zero(conv, pixels * kPanel);
+      for (int64_t k = 0; k < a.conv.kh; ++k)
+        for (int64_t piece = 0; piece < run; piece += depth)
+          for (int64_t row = r.first; row < r.last; ++row) {
+            const int64_t iy = row * a.conv.sh - a.conv.ph + k;
+            if (iy >= 0 && iy < a.H)
+              product<true>(a.Wc, least(depth, run - piece), image + (iy - y.first) * line + piece, a.conv.sw * a.Cin,
+                            panel + (k * run + piece) * kPanel, conv + (row - r.first) * a.Wc * kPanel, kPanel);
+          }
+      for (int64_t i = 0; i < pixels; ++i) activate(a, conv + i * kPanel, a.bias + p * kPanel, conv + i * kPanel);
+      a.winner ? pool_rows<X, float, true>(a, conv, kPanel, r.first, b, o, p)
+               : pool_rows<X, float, false>(a, conv, kPanel, r.first, b, o, p);
+    }
+  }
+}
+
 template <typename X, typename T>
 void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
   if (a.winograd) return winograd_bands<X>(a, first, last, scratch);
+  if (a.by_rows) return row_bands<X>(a, first, last, scratch);
   const TileScope tiles;
   T* image = take<T>(scratch, a.image_size);
   T* columns = take<T>(scratch, (a.block + 32) * a.Kp);
@@ -586,6 +631,7 @@ struct ConvCall {
     a.x_bf16 = x_in.scalar_type() == at::kBFloat16;
     a.bf16 = bf16_products(compute);
     a.winograd = suits_winograd(a);
+    a.by_rows = suits_rows(a);
     channels_last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
     x = channels_last ? x_in : x_in.contiguous();
     a.channels_last = channels_last || a.Cin == 1;

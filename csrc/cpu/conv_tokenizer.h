@@ -17,6 +17,7 @@ struct ConvArgs {
   Window conv, pool;                            // without pooling: a window of one pixel
   bool relu, x_bf16, bf16, channels_last;       // storage of x, out, dout, dx; products; layout of x and dx
   bool winograd;                                // winograd.h; weights and dW are then its 16 matrices one after the other
+  bool by_rows;                                 // forward without an im2col matrix
   const void* x;
   uint8_t* winner;  // (B, Ho * Wo, Cp), or null
   // forward
@@ -73,13 +74,22 @@ constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix m
   const Window& w = a.conv;
   return !a.bf16 && w.kh == 3 && w.kw == 3 && w.sh == 1 && w.sw == 1 && a.Cin >= 32 && a.Cin % 16 == 0 && a.Hc > 1 && a.Wc > 1;
 }
+// Whether forward takes the kernel's rows as they lie in the image, one after the other, instead of an im2col matrix: a matrix
+// of few pixels is all that fits the second-level cache beside weights that do not, and these then pass by for each.
+[[maybe_unused]] static bool suits_rows(const ConvArgs& a) {
+  return !a.bf16 && !a.winograd && a.conv.kw * a.Cin % 32 == 0 && a.K * a.Cp * 4 > kBudget && a.Wc >= 8;
+}
+[[maybe_unused]] static int64_t padded_width(const ConvArgs& a) {  // pixels of a line that all windows of a row see, or more
+  return larger(a.conv.pw + a.W, (a.Wc - 1) * a.conv.sw + a.conv.kw);
+}
 [[maybe_unused]] static int64_t tile_columns(const ConvArgs& a) { return (a.Wc + 1) / 2; }
 constexpr int64_t kTileRows = 32;  // of a product in forward
 
 [[maybe_unused]] static int64_t plan_forward(ConvArgs& a, int64_t B, int64_t threads) {
   const int64_t bytes_per = a.bf16 ? 2 : 4;
   a.Kp = divide_up(a.K, 32) * 32;
-  const int64_t fit = kBudget / ((a.winograd ? 8 * a.Cin : a.Kp + 64) * bytes_per) / a.Wc;  // convolved rows
+  const int64_t pixel = a.winograd ? 8 * a.Cin : a.by_rows ? 128 : a.Kp + 64;
+  const int64_t fit = kBudget / (pixel * bytes_per) / a.Wc;  // convolved rows
   const int64_t rows = larger(a.winograd ? 4 : 8, fit < a.pool.kh ? 0 : (fit - a.pool.kh) / a.pool.sh + 1);
   // Few images: neighbouring bands convolve common rows twice, slices of the panels only share an im2col matrix.
   const int64_t bands = divide_up(a.Ho, rows);
@@ -100,6 +110,10 @@ constexpr int64_t kTileRows = 32;  // of a product in forward
     a.image_size = smaller(a.H, 2 * a.tile_rows + 2) * a.W * a.Cin;
     return scratch_bytes(
         {a.image_size, a.Cin, a.tile_rows * tile_columns(a) * 16 * a.Cin, 16 * kTileRows * 64, a.band_pixels * 64});
+  }
+  if (a.by_rows) {
+    a.image_size = conv_span(a, height) * padded_width(a) * a.Cin;
+    return scratch_bytes({a.image_size, a.band_pixels * 64});
   }
   if (a.block * a.Kp * bytes_per > 2 * kBudget) {  // all panels for one im2col matrix after the other
     a.block = larger(32, kBudget / (a.Kp * bytes_per) / 32 * 32);

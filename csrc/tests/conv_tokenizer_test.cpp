@@ -97,7 +97,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Inputs in{random.normal(B * s.Cin * s.H * s.W, 1, 0, bf), random.normal(s.C * a.K, 1 / std::sqrt(double(a.K)), 0, bf),
                   random.normal(s.C, 0.1, 0, bf), random.normal(tokens * s.C, 1, 0, bf)};
   const Array x(s.channels_last ? permuted(s, in.x, false) : in.x, bf), dout(in.dout, bf), bias = Array::padded(in.bias);
-  a.bf16 = set.bf16, a.winograd = suits_winograd(a);
+  a.bf16 = set.bf16, a.winograd = suits_winograd(a), a.by_rows = suits_rows(a);
   const Array weight = weight_panels(s, a, in.weight, true, bf, set.bf16), out(tokens * s.C, bf);
   const bool choice = s.relu || s.pool.kh * s.pool.kw > 1;
   const Guarded winner(choice ? tokens * a.Cp : 0);
@@ -152,6 +152,8 @@ void test(const std::string& where, const Setting& set) {
                          {2, 9, 6, 5, 3, {5, 5, 1, 2, 2, 2}, pool, true, true},
                          {2, 48, 5, 7, 66, {3, 3, 1, 1, 2, 1}, pool, true, false},
                          {1, 32, 4, 3, 5, {3, 3, 1, 1, 1, 0}, pixel, false, true},
+                         {1, 64, 3, 29, 330, {3, 3, 1, 3, 1, 0}, pool, true, true},
+                         {1, 64, 4, 22, 330, {3, 3, 2, 3, 1, 2}, pixel, false, false},
                          {1, 3, 13, 7, 5, {2, 2, 5, 5, 0, 0}, {2, 2, 1, 1, 1, 1}, true, false}})
     test_shape(where, set, s);
 }
