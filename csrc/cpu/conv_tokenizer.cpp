@@ -283,7 +283,8 @@ void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
     const int64_t pixels = (r.last - r.first) * a.Wc;
     load_lines<X>(a, b, y, line, image);
     for (int64_t p = slice.first; p < slice.last; ++p) {
-      const float* panel = static_cast<const float*>(a.weight) + p * panel_size(a.K);
+      Panel<float> panel = weight_panel<float>(a.weight, p, a.K);
+      panel.bytes = 0;  // each part of it is used for long
       zero(conv, pixels * kPanel);
       for (int64_t k = 0; k < a.conv.kh; ++k)
         for (int64_t piece = 0; piece < run; piece += depth)
@@ -291,7 +292,7 @@ void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
             const int64_t iy = row * a.conv.sh - a.conv.ph + k;
             if (iy >= 0 && iy < a.H)
               product<true>(a.Wc, least(depth, run - piece), image + (iy - y.first) * line + piece, a.conv.sw * a.Cin,
-                            panel + (k * run + piece) * kPanel, conv + (row - r.first) * a.Wc * kPanel, kPanel);
+                            panel.from(k * run + piece), conv + (row - r.first) * a.Wc * kPanel, kPanel);
           }
       for (int64_t i = 0; i < pixels; ++i) activate(a, conv + i * kPanel, a.bias + p * kPanel, conv + i * kPanel);
       a.winner ? pool_rows<X, float, true>(a, conv, kPanel, r.first, b, o, p)
@@ -309,6 +310,8 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
   T* columns = take<T>(scratch, (a.block + 32) * a.Kp);
   T* conv = take<T>(scratch, a.band_pixels * a.group * kPanel);
   const int64_t stride = a.group * kPanel;
+  const Window& pool = a.pool;  // without pooling and ReLU the convolved pixels are the tokens
+  const bool patches = !a.relu && pool.kh * pool.kw * pool.sh * pool.sw == 1;
   for (int64_t item = first; item < last; ++item) {
     const int64_t b = item / a.slices / a.bands;
     const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
@@ -322,14 +325,19 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
         const int64_t R = least(a.block, pixels - m);
         if (p0 == slice.first) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
         for (int64_t p = p0; p < p0 + a.group; ++p)
-          product_blocks(R, a.K, columns, a.Kp, static_cast<const T*>(a.weight) + p * panel_size(a.K),
-                         [&](int64_t i, int rows, float* tile) {
-                           for (int j = 0; j < rows; ++j)
-                             activate(a, tile + j * kPanel, a.bias + p * kPanel,
-                                      conv + (m + i + j) * stride + (p - p0) * kPanel);
-                         });
+          product_blocks(R, a.K, columns, a.Kp, weight_panel<T>(a.weight, p, a.K), [&](int64_t i, int rows, float* tile) {
+            for (int j = 0; j < rows; ++j, tile += kPanel) {
+              if (!patches) {
+                activate(a, tile, a.bias + p * kPanel, conv + (m + i + j) * stride + (p - p0) * kPanel);
+                continue;
+              }
+              activate(a, tile, a.bias + p * kPanel, tile);
+              const int64_t token = (b * a.Hc + r.first) * a.Wc + m + i + j;
+              convert(tile, least(kPanel, a.C - p * kPanel), static_cast<X*>(a.out) + token * a.C + p * kPanel);
+            }
+          });
       }
-      for (int64_t p = p0; p < p0 + a.group; ++p) {
+      for (int64_t p = p0; p < p0 + a.group && !patches; ++p) {
         const T* from = conv + (p - p0) * kPanel;
         a.winner ? pool_rows<X, T, true>(a, from, stride, r.first, b, o, p)
                  : pool_rows<X, T, false>(a, from, stride, r.first, b, o, p);
@@ -429,7 +437,7 @@ void add_weight_gradient(const ConvArgs& a, int64_t b, Range own, T* dconv, cons
         transpose(columns, ld, transposed, depth, depth, round_up(width, 16), pairs);
         for (int64_t p = 0; p < panels(a.C); ++p) {
           pack_rows(d + p * kPanel, a.Cp, panel, depth);
-          product_blocks(width, depth, transposed, depth, panel, [&](int64_t i, int rows, float* tile) {
+          product_blocks(width, depth, transposed, depth, panel_of(panel, depth), [&](int64_t i, int rows, float* tile) {
             for (int j = 0; j < rows; ++j)
               add(g.dweight + (k0 + i + j) * g.weight_stride + p * kPanel, tile + j * kPanel, kPanel);
           });
@@ -439,7 +447,7 @@ void add_weight_gradient(const ConvArgs& a, int64_t b, Range own, T* dconv, cons
         if (ky == 0) transpose(d, a.Cp, dT, depth, depth, a.Cp, pairs);
         for (int64_t p = 0; p < panels(width); ++p) {
           pack_rows(columns + p * kPanel, ld, panel, depth);
-          product_blocks(a.C, depth, dT, depth, panel, [&](int64_t i, int rows, float* tile) {
+          product_blocks(a.C, depth, dT, depth, panel_of(panel, depth), [&](int64_t i, int rows, float* tile) {
             for (int j = 0; j < rows; ++j)
               add(g.dweight + (i + j) * g.weight_stride + k0 + p * kPanel, tile + j * kPanel, kPanel);
           });
@@ -457,7 +465,7 @@ void input_gradient(const ConvArgs& a, int64_t b, Range y, Range r, const T* dco
   zero(dx, (y.last - y.first) * line);
   for (int64_t p = 0; p < panels(a.K); ++p) {
     const int64_t k0 = p * kPanel, k1 = least(a.K, k0 + kPanel);
-    const T* weight = static_cast<const T*>(a.weight_back) + p * panel_size(a.C);
+    const Panel<T> weight = weight_panel<T>(a.weight_back, p, a.C);
     product_blocks((r.last - r.first) * a.Wc, a.C, dconv, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
       int64_t row = r.first + i / a.Wc, c = i % a.Wc;
       for (int j = 0; j < rows; ++j) {

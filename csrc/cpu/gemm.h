@@ -4,9 +4,9 @@
 // T is the compute type: float everywhere, BFloat16 where the instruction set multiplies it (AVX-512 BF16, AMX). Operands:
 //   A      row-major (M, K), leading dimension lda >= padded_k(K), zeros between K and padded_k(K); for AMX the memory of the
 //          rows up to the next multiple of 16 must exist (their values do not matter)
-//   panel  columns [64 p, 64 p + 64) of B, as [padded_k / group][64][group] with group = 2 for BFloat16 (VNNI), 1 for float;
-//   for
-//          AMX as whole tiles one after the other, [padded_k / 32][4][16][16][2], so that they stream
+//   panel  columns [64 p, 64 p + 64) of B in strips of kStrip columns, [64 / strip][depth / group][strip][group] with group = 2
+//          for BFloat16 (VNNI), 1 for float, and depth the rows packed: what the registers go over is one piece of memory,
+//          which the hardware sees coming; for AMX whole tiles one after the other, [depth / 32][4][16][16][2]
 // Sums are float32.
 #pragma once
 
@@ -56,6 +56,54 @@ CCT_INLINE constexpr int64_t padded_k(int64_t K) {
 CCT_INLINE constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 CCT_INLINE constexpr int64_t panel_size(int64_t K) { return round_up(K, 32) * kPanel; }  // elements, for every set and type
 
+// MR rows x NV vectors in registers: 6 x 4 of the 32 registers of AVX-512, 6 x 2 of 16 with AVX2, 4 x 2 with SSE or NEON.
+#if defined(__AVX512F__)
+constexpr int kRows = 6, kColumns = 4;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kColumns = 2;
+#else
+constexpr int kRows = 4, kColumns = 2;
+#endif
+
+constexpr int kStrip = kColumns * kLanes < 16 ? 16 : kColumns * kLanes;  // columns; a multiple of a transposed block
+constexpr bool kAsksAhead = kLanes == 8;  // narrow vectors outrun the hardware's prefetching of weights
+
+// A packed panel. While it is multiplied the `bytes` from `next` on, those of the panel after it, are asked for.
+template <typename T>
+struct Panel {
+  const T* data;
+  int64_t strip, row;  // elements from a strip to the next, from a row to the next
+  const char* next = nullptr;
+  int64_t bytes = 0;
+
+  CCT_INLINE Panel from(int64_t k) const { return {data + k * (row / kGroup<T>), strip, row, next, bytes}; }  // rows from k on
+  CCT_INLINE Panel ahead(int64_t part, int64_t parts) const {  // the share of such a part of the product
+    if (!kAsksAhead) return *this;
+    return {data, strip, row, next + part * bytes / parts, bytes / parts};
+  }
+};
+
+// The panel that starts at `data`, `depth` rows of it packed.
+template <typename T>
+CCT_INLINE Panel<T> panel_of(const T* data, int64_t depth) {
+  return {data, depth * kStrip, kStrip * kGroup<T>};
+}
+// Row-major floats (K, 64) as they are.
+CCT_INLINE Panel<float> panel_of_rows(const float* data) { return {data, kStrip, kPanel}; }
+// Panel p of a packed weight (K, columns).
+template <typename T>
+CCT_INLINE Panel<T> weight_panel(const void* weight, int64_t p, int64_t K) {
+  Panel<T> panel = panel_of(static_cast<const T*>(weight) + p * panel_size(K), round_up(K, 32));
+  panel.next = reinterpret_cast<const char*>(panel.data + panel_size(K));
+  panel.bytes = panel_size(K) * int64_t(sizeof(T));
+  return panel;
+}
+// Where row k of a panel begins, in its first strip.
+template <typename T>
+CCT_INLINE T* panel_row(T* panel, int64_t k) {
+  return panel + k * kStrip;
+}
+
 #if defined(__AMX_BF16__)
 // All eight tiles 16 rows of 64 bytes. A static object: GCC's intrinsic declares only the first 8 bytes as read.
 struct alignas(64) TileConfig {
@@ -87,72 +135,80 @@ CCT_INLINE Vec multiply_add(Vec c, const BFloat16* a, Vec b) {  // two products 
 #endif
 CCT_INLINE Vec multiply_add(Vec c, const float* a, Vec b) { return c + b * *a; }
 
-// MR rows x NV vectors in registers: 6 x 4 of the 32 registers of AVX-512, 6 x 2 of 16 with AVX2, 4 x 2 with SSE or NEON.
-#if defined(__AVX512F__)
-constexpr int kRows = 6, kColumns = 4;
-#elif defined(__AVX2__)
-constexpr int kRows = 6, kColumns = 2;
-#else
-constexpr int kRows = 4, kColumns = 2;
-#endif
-
 // Element (i, k) of A. Only floats can be transposed.
 template <bool kTransposed, typename T>
 CCT_INLINE const T* element(const T* A, int64_t lda, int64_t i, int64_t k) {
   return kTransposed ? A + k * lda + i : A + i * lda + k;
 }
 
+// What is still to be asked for, so many bytes a row of B.
+struct Ahead {
+  const char* next;
+  int64_t step;
+};
+
 template <int MR, bool kAdd, bool kTransposed, typename T>
-CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
-  for (int j0 = 0; j0 < vecs; j0 += kColumns) {
-    Vec acc[MR][kColumns];
+CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* B, int64_t row, float* C, int64_t ldc,
+                               Ahead& ahead) {
+  Vec acc[MR][kColumns];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec{};
+  const float* b = reinterpret_cast<const float*>(B);
+  const int64_t stride = row / kGroup<T>;
+  const char* next = ahead.next;
+  for (int64_t k = 0; k < K; k += kGroup<T>, b += stride) {
+    if constexpr (kAsksAhead) __builtin_prefetch(next, 0, 2), next += ahead.step;
+    Vec bv[kColumns];
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) bv[j] = load(b + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec{};
-    const float* b = reinterpret_cast<const float*>(panel) + j0 * kLanes;
-    for (int64_t k = 0; k < K; k += kGroup<T>, b += kPanel) {
-      Vec bv[kColumns];
-#pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) bv[j] = load(b + j * kLanes);
-#pragma GCC unroll 8
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], element<kTransposed>(A, lda, i, k), bv[j]);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) {
-        float* c = C + i * ldc + (j0 + j) * kLanes;
-        store(c, kAdd ? load(c) + acc[i][j] : acc[i][j]);  // added last: a sum of sums keeps more digits than one long chain
-      }
+      for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], element<kTransposed>(A, lda, i, k), bv[j]);
   }
+  ahead.next = next;
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) {
+      float* c = C + i * ldc + j * kLanes;
+      store(c, kAdd ? load(c) + acc[i][j] : acc[i][j]);  // added last: a sum of sums keeps more digits than one long chain
+    }
 }
 
 // register_block of `rows` rows, 1 to MR.
 template <int MR, bool kAdd, bool kTransposed, typename T>
-CCT_INLINE void few_rows(int64_t rows, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc, int vecs) {
+CCT_INLINE void few_rows(int64_t rows, int64_t K, const T* A, int64_t lda, const T* B, int64_t row, float* C, int64_t ldc,
+                         Ahead& ahead) {
   if constexpr (MR > 1)
-    if (rows < MR) return few_rows<MR - 1, kAdd, kTransposed>(rows, K, A, lda, panel, C, ldc, vecs);
-  register_block<MR, kAdd, kTransposed>(K, A, lda, panel, C, ldc, vecs);
+    if (rows < MR) return few_rows<MR - 1, kAdd, kTransposed>(rows, K, A, lda, B, row, C, ldc, ahead);
+  register_block<MR, kAdd, kTransposed>(K, A, lda, B, row, C, ldc, ahead);
 }
 
 template <bool kAdd, bool kTransposed, typename T>
-CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                                int64_t columns) {
-  const int vecs = int((columns + kLanes - 1) / kLanes);
-  // nearly equal parts, 4 to 6 rows each: the additions of one or two rows are too few to hide their latency
-  int64_t parts = (M + kRows - 1) / kRows;
-  for (int64_t i = 0, rows; i < M; i += rows, --parts) {
-    rows = (M - i + parts - 1) / parts;
-    few_rows<kRows, kAdd, kTransposed>(rows, K, element<kTransposed>(A, lda, i, 0), lda, panel, C + i * ldc, ldc, vecs);
+  constexpr int kWidth = kColumns * kLanes;
+  const int64_t count = (M + kRows - 1) / kRows;
+  Ahead ahead{panel.next, 0};
+  if (kAsksAhead && panel.bytes) ahead.step = panel.bytes / (count * ((columns + kWidth - 1) / kWidth) * K) + 1;
+  for (int64_t c = 0; c < columns; c += kWidth) {
+    const T* B = panel.data + c / kStrip * panel.strip + c % kStrip * kGroup<T>;
+    // nearly equal parts, 4 to 6 rows each: the additions of one or two rows are too few to hide their latency
+    int64_t parts = count;
+    for (int64_t i = 0, rows; i < M; i += rows, --parts) {
+      rows = (M - i + parts - 1) / parts;
+      few_rows<kRows, kAdd, kTransposed>(rows, K, element<kTransposed>(A, lda, i, 0), lda, B, panel.row, C + i * ldc + c, ldc,
+                                         ahead);
+    }
   }
 }
 
 // Without fused multiply-add every product is rounded as well; sums in pieces of 32 keep the error of the other sets.
 template <bool kAdd, bool kTransposed, typename T>
-CCT_INLINE void float_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+CCT_INLINE void float_product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                               int64_t columns) {
 #if defined(__FMA__)
   vector_product<kAdd, kTransposed>(M, K, A, lda, panel, C, ldc, columns);
@@ -161,7 +217,7 @@ CCT_INLINE void float_product(int64_t M, int64_t K, const T* A, int64_t lda, con
   vector_product<kAdd, kTransposed>(M, K < kPiece ? K : kPiece, A, lda, panel, C, ldc, columns);
   for (int64_t k = kPiece; k < K; k += kPiece)
     vector_product<true, kTransposed>(M, K - k < kPiece ? K - k : kPiece, element<kTransposed>(A, lda, 0, k), lda,
-                                      panel + k * kPanel, C, ldc, columns);
+                                      panel.from(k), C, ldc, columns);
 #endif
 }
 
@@ -244,17 +300,17 @@ CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t ld
 
 // C (M, 64) = or += A panel, or at least the first `columns` of it. With AMX, C and A reach to the next multiple of 16 rows.
 template <bool kAdd, typename T>
-CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, float* C, int64_t ldc,
+CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                         int64_t columns = kPanel) {
 #if defined(__AMX_BF16__)
-  if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
+  if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel.data, C, ldc);
 #endif
   float_product<kAdd, false>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
 }
 
 // The same for A^T with A stored as (K, M).
 template <bool kAdd>
-CCT_INLINE void transposed_product(int64_t M, int64_t K, const float* A, int64_t lda, const float* panel, float* C,
+CCT_INLINE void transposed_product(int64_t M, int64_t K, const float* A, int64_t lda, const Panel<float>& panel, float* C,
                                    int64_t ldc) {
   float_product<kAdd, true>(M, K, A, lda, panel, C, ldc, kPanel);
 }
@@ -274,14 +330,16 @@ CCT_INLINE int64_t block_rows(int64_t left) {
 // epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may
 // write to the tile, which has kBlockRows rows. Only the first `columns` need to be there.
 template <typename T, typename Epilogue>
-CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const T* panel, Epilogue epilogue,
+CCT_INLINE void product_blocks(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, Epilogue epilogue,
                                int64_t columns = kPanel) {
   alignas(64) float tile[kBlockRows * kPanel], part[kBlockRows * kPanel];
-  for (int64_t i = 0, rows; i < M; i += rows) {
+  const int64_t blocks = (M + kBlockRows - 1) / kBlockRows, pieces = (K - 1) / kSumDepth<T> + 1;
+  for (int64_t i = 0, step = 0, rows; i < M; i += rows) {
     rows = block_rows<T>(M - i);
-    for (int64_t k = 0; k < K; k += kSumDepth<T>) {
+    for (int64_t k = 0; k < K; k += kSumDepth<T>, ++step) {
       const int64_t depth = K - k < kSumDepth<T> ? K - k : kSumDepth<T>;
-      product<false>(rows, depth, A + i * lda + k, lda, panel + k * kPanel, k ? part : tile, kPanel, columns);
+      product<false>(rows, depth, A + i * lda + k, lda, panel.from(k).ahead(step, blocks * pieces), k ? part : tile, kPanel,
+                     columns);
       for (int c = 0; k && c < rows * kPanel; c += kLanes) store(tile + c, load(tile + c) + load(part + c));
     }
     epilogue(i, int(rows), tile);

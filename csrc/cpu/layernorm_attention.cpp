@@ -36,7 +36,7 @@ CCT_INLINE void pack_all_columns(const T* k, int64_t rows, int64_t hdp, T* out) 
     T* panel = out + j * hdp;
     const int64_t n = rows - j < kPanel ? rows - j : kPanel;
     if (n < kPanel) std::memset((void*)panel, 0, kPanel * hdp * sizeof(T));
-    pack_columns(k + j * hdp, hdp, panel, n, hdp);
+    pack_columns(k + j * hdp, hdp, panel, n, hdp, hdp);
   }
 }
 
@@ -65,7 +65,7 @@ CCT_INLINE void layernorm_rows(const AttentionArgs& a, int64_t token, int64_t ro
 // Panel p of q, k and v, of the R rows from `row` on whose LayerNorm is y.
 template <typename T>
 CCT_INLINE void qkv_panel(const AttentionArgs& a, int64_t slot, int64_t p, const T* y, int64_t row, int64_t R,
-                          const T* weight) {
+                          const Panel<T>& weight) {
   const int64_t per_head = a.hdp / kPanel, part = p / per_head / a.heads, head = p / per_head % a.heads;
   T* out = head_rows<T>(a, slot, part, head) + row * a.hdp + p % per_head * kPanel;
   const float* bias = a.bqkv + p * kPanel;
@@ -83,7 +83,7 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
     R = block_rows<T>(last - row);
     layernorm_rows<X>(a, b * a.N + row, R, y);
     for (int64_t p = 0; p < 3 * a.heads * (a.hdp / kPanel); ++p)
-      qkv_panel(a, slot, p, y, row, R, static_cast<const T*>(a.wqkv) + p * panel_size(a.C));
+      qkv_panel(a, slot, p, y, row, R, weight_panel<T>(a.wqkv, p, a.C));
   }
   if (last == a.N)
     for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(head_rows<T>(a, slot, 0, h), a.N, a.Nr, a.hdp);
@@ -94,11 +94,12 @@ void qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t l
   const int64_t per_head = a.hdp / kPanel;
   const PackArgs weight{a.wqkv, a.weight_bf16, false, true, a.C, 3 * a.C, a.hd};
   float *y = take<float>(scratch, images * a.N * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
+  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
   layernorm_rows<X>(a, 0, images * a.N, y);
   for (int64_t p = first; p < last; ++p) {
     pack_panel(weight, p, panel);
     for (int64_t b = 0; b < images; ++b) {
-      qkv_panel(a, b, p, y + b * a.N * a.Cp, 0, a.N, panel);
+      qkv_panel<float>(a, b, p, y + b * a.N * a.Cp, 0, a.N, packed);
       if (p % per_head == 0) zero_rows(head_rows<float>(a, b, 0, p / per_head), a.N, a.Nr, a.hdp);
     }
   }
@@ -159,13 +160,13 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
   for (int64_t i = first, R; i < last; i += R) {
     R = block_rows<T>(last - i);
     for (int64_t j = 0; j < a.N; j += kPanel)
-      product<false>(R, a.hd, q + i * a.hdp, a.hdp, kt + j * a.hdp, s + j, a.Np, smaller(kPanel, a.N - j));
+      product<false>(R, a.hd, q + i * a.hdp, a.hdp, panel_of(kt + j * a.hdp, a.hdp), s + j, a.Np, smaller(kPanel, a.N - j));
     for (int64_t r = 0; r < R; ++r) {
       float* lse = a.lse ? a.lse + (b * a.heads + head) * a.N + i + r : nullptr;
       inverse[r] = 1.f / softmax_row(a, dropout, s + r * a.Np, p + r * a.Np, b, head, i + r, lse);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel)
-      product_blocks(R, a.N, p, a.Np, vp + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, p, a.Np, panel_of(vp + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) {
           float* t = tile + r * kPanel;
           for (int l = 0; l < kPanel; l += kLanes) store(t + l, load(t + l) * inverse[r]);
@@ -178,7 +179,7 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
 // out = x + s * drop(o Wproj^T + b): panel p of the R rows from `row` on. line: scratch (64).
 template <typename X, typename T>
 CCT_INLINE void projection_panel(const AttentionArgs& a, int64_t b, int64_t slot, int64_t p, int64_t row, int64_t R,
-                                 const T* weight, const Dropout& dropout, float* line) {
+                                 const Panel<T>& weight, const Dropout& dropout, float* line) {
   const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
   const float s = a.path_scale ? a.path_scale[b] : 1.f;
   product_blocks(R, a.C, head_outputs<T>(a, slot) + row * a.Cp, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
@@ -206,7 +207,7 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
   for (int64_t row = first, R; row < last; row += R) {
     R = block_rows<T>(last - row);
     for (int64_t p = 0; p < panels(a.C); ++p)
-      projection_panel<X>(a, b, slot, p, row, R, static_cast<const T*>(a.wproj) + p * panel_size(a.C), dropout, line);
+      projection_panel<X>(a, b, slot, p, row, R, weight_panel<T>(a.wproj, p, a.C), dropout, line);
   }
 }
 
@@ -215,9 +216,10 @@ void projection_panels(const AttentionArgs& a, int64_t images, int64_t first, in
   const Dropout dropout(a.projection_dropout, kProjectionSite);
   const PackArgs weight{a.wproj, a.weight_bf16, false, true, a.C, a.C, a.C};
   float *panel = take<float>(scratch, panel_size(a.C)), *line = take<float>(scratch, kPanel);
+  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
   for (int64_t p = first; p < last; ++p) {
     pack_panel(weight, p, panel);
-    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, panel, dropout, line);
+    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, packed, dropout, line);
   }
 }
 
@@ -299,8 +301,8 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
     R = smaller(a.N - j, round_up(block_rows<T>(a.N - j), kGroup<T>));
     for (int64_t i = 0; i < a.Np; i += kPanel) {  // a panel of queries
       const int64_t columns = smaller(kPanel, a.N - i);
-      product<false>(R, a.hd, k + j * a.hdp, a.hdp, w.q_columns + i * a.hdp, w.st, kPanel, columns);
-      product<false>(R, a.hd, v + j * a.hdp, a.hdp, w.do_columns + i * a.hdp, w.dpt, kPanel, columns);
+      product<false>(R, a.hd, k + j * a.hdp, a.hdp, panel_of(w.q_columns + i * a.hdp, a.hdp), w.st, kPanel, columns);
+      product<false>(R, a.hd, v + j * a.hdp, a.hdp, panel_of(w.do_columns + i * a.hdp, a.hdp), w.dpt, kPanel, columns);
       for (int64_t r = 0; r < R; ++r) {
         const bool key_valid = !mask || mask[j + r];
         T *pT = w.pT + r * a.Np + i, *dsT = w.dsT + r * a.Np + i;
@@ -326,14 +328,14 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
       }
       const int64_t packed = kTiled<T> ? kBlockRows : round_up(R, kGroup<T>);
       for (int64_t r = R; r < packed; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
-      pack_rows(w.dsT + i, a.Np, w.ds_rows + i * a.Nr + j * kPanel, packed);
+      pack_rows(w.dsT + i, a.Np, panel_row(w.ds_rows + i * a.Nr, j), packed, a.Nr);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel) {
       T* out = w.dqkv + head * a.hd + c;
-      product_blocks(R, a.N, w.pT, a.Np, w.do_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, w.pT, a.Np, panel_of(w.do_rows + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + 2 * a.C, tile + r * kPanel, a.hd - c);
       });
-      product_blocks(R, a.N, w.dsT, a.Np, w.q_rows + c * a.Nr, [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, w.dsT, a.Np, panel_of(w.q_rows + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + a.C, tile + r * kPanel, a.hd - c);
       });
     }
@@ -342,7 +344,7 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
   for (int64_t i = 0; i < a.N; i += kPanel) {
     const int64_t columns = smaller(kPanel, a.N - i);
     product_blocks(
-        a.hd, a.N, w.kT, a.Nr, w.ds_rows + i * a.Nr,
+        a.hd, a.N, w.kT, a.Nr, panel_of(w.ds_rows + i * a.Nr, a.Nr),
         [&](int64_t d, int rows, float* tile) {
           transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, round_up(columns, 16));
           for (int64_t n = 0; n < columns; ++n)
@@ -391,14 +393,13 @@ void backward_projection(const AttentionArgs& a, int64_t b, int64_t item, const 
   if (item < panels(a.C)) {
     if (!a.need_weights) return;
     pack_rows(head_outputs<T>(a, b) + item * kPanel, a.Cp, w.panel, a.Nr);
-    return product<true>(a.C, a.N, w.daT, a.Nr, w.panel, g.dwproj + item * kPanel, a.Cp);
+    return product<true>(a.C, a.N, w.daT, a.Nr, panel_of(w.panel, a.Nr), g.dwproj + item * kPanel, a.Cp);
   }
   const int64_t p = item - panels(a.C), per_head = a.hdp / kPanel, column = p % per_head * kPanel;
   T* dO = w.dO + p / per_head * a.Nr * a.hdp;
-  product_blocks(a.N, a.C, w.da, a.Cp, static_cast<const T*>(a.wproj_back) + p * panel_size(a.C),
-                 [&](int64_t i, int rows, float* tile) {
-                   for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
-                 });
+  product_blocks(a.N, a.C, w.da, a.Cp, weight_panel<T>(a.wproj_back, p, a.C), [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r) store_row(dO + (i + r) * a.hdp + column, kPanel, tile + r * kPanel);
+  });
   for (int64_t i = a.N; i < a.Nr; ++i) std::memset((void*)(dO + i * a.hdp + column), 0, kPanel * sizeof(T));
 }
 
@@ -409,7 +410,7 @@ void backward_qkv(const AttentionArgs& a, int64_t item, const AttentionGradients
     const T* d = w.dqkv + item * kPanel;
     if (a.need_weights) {
       pack_rows(d, a.Qp, w.panel, a.Nr);
-      product<true>(a.C, a.N, w.yT, a.Nr, w.panel, g.dwqkv + item * a.Cp * kPanel, kPanel);
+      product<true>(a.C, a.N, w.yT, a.Nr, panel_of(w.panel, a.Nr), g.dwqkv + item * a.Cp * kPanel, kPanel);
     }
     float* part = w.part + 2 * a.Cp;
     for (int64_t i = 0; i < a.N && g.dbqkv; ++i) {
@@ -419,11 +420,9 @@ void backward_qkv(const AttentionArgs& a, int64_t item, const AttentionGradients
     return;
   }
   const int64_t p = item - a.Qp / kPanel;
-  product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, static_cast<const T*>(a.wqkv_back) + p * panel_size(3 * a.C),
-                 [&](int64_t i, int rows, float* tile) {
-                   for (int r = 0; r < rows; ++r)
-                     std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
-                 });
+  product_blocks(a.N, 3 * a.C, w.dqkv, a.Qp, weight_panel<T>(a.wqkv_back, p, 3 * a.C), [&](int64_t i, int rows, float* tile) {
+    for (int r = 0; r < rows; ++r) std::memcpy(w.dxn + (i + r) * a.Cp + p * kPanel, tile + r * kPanel, kPanel * sizeof(float));
+  });
 }
 
 // dx = dout + the gradient through the LayerNorm, of rows [first, last).

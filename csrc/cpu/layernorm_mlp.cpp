@@ -31,7 +31,7 @@ CCT_INLINE void layernorm_rows(const MlpArgs& a, int64_t row, int64_t R, T* y, f
 
 // drop(gelu(y W1^T + b1)): panel p of R rows from `row` on.
 template <typename T>
-CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* y, const T* weight,
+CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* y, const Panel<T>& weight,
                              const Dropout& dropout, T* h) {
   product_blocks(R, a.C, y, a.Cp, weight, [&](int64_t i, int rows, float* tile) {
     for (int r = 0; r < rows; ++r) {
@@ -53,7 +53,7 @@ CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R
 
 // z += s * drop(h W2^T + b2): panel p of R rows from `row` on.
 template <typename T>
-CCT_INLINE void output_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* h, const T* weight,
+CCT_INLINE void output_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R, const T* h, const Panel<T>& weight,
                              const Dropout& dropout, float* z) {
   product_blocks(R, a.F, h, a.Fp, weight, [&](int64_t i, int rows, float* tile) {
     for (int r = 0; r < rows; ++r) {
@@ -82,10 +82,8 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
   for (int64_t row = first, R; row < last; row += R) {
     R = block_rows<T>(last - row);
     layernorm_rows<X>(a, row, R, y, z);
-    for (int64_t p = 0; p < panels(a.F); ++p)
-      hidden_panel(a, p, row, R, y, static_cast<const T*>(a.w1) + p * panel_size(a.C), hidden, h);
-    for (int64_t p = 0; p < panels(a.C); ++p)
-      output_panel(a, p, row, R, h, static_cast<const T*>(a.w2) + p * panel_size(a.F), output, z);
+    for (int64_t p = 0; p < panels(a.F); ++p) hidden_panel(a, p, row, R, y, weight_panel<T>(a.w1, p, a.C), hidden, h);
+    for (int64_t p = 0; p < panels(a.C); ++p) output_panel(a, p, row, R, h, weight_panel<T>(a.w2, p, a.F), output, z);
     for (int64_t i = 0; i < R; ++i) store_row(static_cast<X*>(a.out) + (row + i) * a.C, a.C, z + i * a.Cp);
   }
 }
@@ -95,10 +93,11 @@ void hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int6
   const PackArgs weight{a.w1, a.weight_bf16, false, true, a.C, a.F, a.F};
   const Dropout dropout(a.dropout, kHiddenSite);
   float *y = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
+  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
   layernorm_rows<X>(a, 0, rows, y, nullptr);
   for (int64_t p = first; p < last; ++p) {
     pack_panel(weight, p, panel);
-    hidden_panel<float>(a, p, 0, rows, y, panel, dropout, h);
+    hidden_panel<float>(a, p, 0, rows, y, packed, dropout, h);
   }
 }
 
@@ -107,10 +106,11 @@ void output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first
   const PackArgs weight{a.w2, a.weight_bf16, false, true, a.F, a.C, a.C};
   const Dropout dropout(a.dropout, kOutputSite);
   float *z = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.F));
+  const Panel<float> packed = panel_of<float>(panel, round_up(a.F, 32));
   layernorm_rows<X>(a, 0, rows, z, nullptr);
   for (int64_t p = first; p < last; ++p) {
     pack_panel(weight, p, panel);
-    output_panel<float>(a, p, 0, rows, h, panel, dropout, z);
+    output_panel<float>(a, p, 0, rows, h, packed, dropout, z);
     const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
     for (int64_t i = 0; i < rows; ++i)
       store_row(static_cast<X*>(a.out) + i * a.C + p * kPanel, count, z + i * a.Cp + p * kPanel);
@@ -159,25 +159,24 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
     }
     for (int64_t p = 0; p < panels(a.F); ++p) {
       float* db1 = g.db1 + p * kPanel;
-      product_blocks(R, a.C, dz, a.Cp, static_cast<const T*>(a.w2_back) + p * panel_size(a.C),
-                     [&](int64_t i, int rows, float* tile) {
-                       alignas(64) float mask[kPanel], sums[kPanel] = {};
-                       for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
-                       for (int r = 0; r < rows; ++r) {
-                         if (hidden.active()) {
-                           for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
-                           hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
-                         }
-                         for (int c = 0; c < kPanel; c += kLanes) {
-                           const Vec h = load(pre + (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
-                           const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
-                           store(sums + c, load(sums + c) + d);
-                           store(dh + (i + r) * a.Fp + p * kPanel + c, d);
-                           store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
-                         }
-                       }
-                       flush_sums(sums, db1, kPanel);
-                     });
+      product_blocks(R, a.C, dz, a.Cp, weight_panel<T>(a.w2_back, p, a.C), [&](int64_t i, int rows, float* tile) {
+        alignas(64) float mask[kPanel], sums[kPanel] = {};
+        for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+        for (int r = 0; r < rows; ++r) {
+          if (hidden.active()) {
+            for (int c = 0; c < kPanel; ++c) mask[c] = 1.f;
+            hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
+          }
+          for (int c = 0; c < kPanel; c += kLanes) {
+            const Vec h = load(pre + (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
+            const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
+            store(sums + c, load(sums + c) + d);
+            store(dh + (i + r) * a.Fp + p * kPanel + c, d);
+            store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
+          }
+        }
+        flush_sums(sums, db1, kPanel);
+      });
       if (!a.need_weights) continue;
       for (int64_t i = R; i < K; ++i) {
         std::memset((void*)(dh + i * a.Fp + p * kPanel), 0, kPanel * sizeof(T));
@@ -185,16 +184,14 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
       }
       pack_rows(dh + p * kPanel, a.Fp, dh_panel, K);
       pack_rows(act, kPanel, act_panel, K);
-      product<true>(a.C, K, yT, K, dh_panel, g.dw1 + p * a.Cp * kPanel, kPanel);
-      product<true>(a.C, K, dzT, K, act_panel, g.dw2 + p * kPanel, a.Fp);
+      product<true>(a.C, K, yT, K, panel_of(dh_panel, K), g.dw1 + p * a.Cp * kPanel, kPanel);
+      product<true>(a.C, K, dzT, K, panel_of(act_panel, K), g.dw2 + p * kPanel, a.Fp);
     }
     for (int64_t p = 0; p < panels(a.C); ++p)
-      product_blocks(R, a.F, dh, a.Fp, static_cast<const T*>(a.w1_back) + p * panel_size(a.F),
-                     [&](int64_t i, int rows, float* tile) {
-                       for (int r = 0; r < rows; ++r)
-                         for (int c = 0; c < kPanel; c += kLanes)
-                           store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
-                     });
+      product_blocks(R, a.F, dh, a.Fp, weight_panel<T>(a.w1_back, p, a.F), [&](int64_t i, int rows, float* tile) {
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < kPanel; c += kLanes) store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
+      });
     for (int64_t i = 0; i < R; ++i) {
       float* d = dy + i * a.Cp;
       load_row(dout + (row + i) * a.C, a.C, line);

@@ -95,36 +95,45 @@ CCT_INLINE void interleave_rows(const float* src, int64_t src_stride, float* dst
   for (int64_t r = 0; r < rows; ++r) std::memcpy(dst + r * dst_stride, src + r * src_stride, columns * sizeof(float));
 }
 
-// Where the words [16 t, 16 t + 16) x [16 c, 16 c + 16) of a panel start, and the distance of its rows: see gemm.h.
+// Where the words [16 t, 16 t + 16) x [16 c, 16 c + 16) of a panel of `depth` rows start, and the distance of its rows: see
+// gemm.h.
 template <typename T>
-constexpr int64_t kPanelStride = kTiled<T> ? 16 : kPanel;
+constexpr int64_t kPanelStride = kTiled<T> ? 16 : kStrip;
 template <typename T>
-CCT_INLINE uint32_t* panel_words(T* panel, int64_t t, int64_t c) {
-  return reinterpret_cast<uint32_t*>(panel) + t * 16 * kPanel + c * 16 * (kTiled<T> ? 16 : 1);
+CCT_INLINE uint32_t* panel_words(T* panel, int64_t t, int64_t c, int64_t depth) {
+  uint32_t* words = reinterpret_cast<uint32_t*>(panel);
+  if constexpr (kTiled<T>) return words + t * 16 * kPanel + c * 16 * 16;
+  return words + c * 16 / kStrip * (depth / kGroup<T> * kStrip) + t * 16 * kStrip + c * 16 % kStrip;
 }
 
-// The panel of B = src (K, 64), row-major: the rows run along K, which is a multiple of 32.
+// Rows [0, K) of the panel of B = src (K, 64), row-major, whose packed depth is `depth`: the rows run along K, which is a
+// multiple of 32.
 template <typename T>
-CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K) {
+CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K, int64_t depth) {
   if constexpr (kTiled<T>) {
     for (int64_t k = 0; k < K; k += 32)
       for (int64_t c = 0; c < kPanel; c += 16)
-        interleave_rows(src + k * src_stride + c, src_stride, reinterpret_cast<T*>(panel_words(panel, k / 32, c / 16)), 32, 32,
-                        16);
+        interleave_rows(src + k * src_stride + c, src_stride, reinterpret_cast<T*>(panel_words(panel, k / 32, c / 16, depth)),
+                        32, 32, 16);
   } else {
-    interleave_rows(src, src_stride, panel, kPanel * kGroup<T>, K, kPanel);
+    for (int64_t c = 0; c < kPanel; c += kStrip)
+      interleave_rows(src + c, src_stride, panel + c * depth, kStrip * kGroup<T>, K, kStrip);
   }
 }
-
-// Columns [0, columns) of the panel of B = src^T for src (columns, K), row-major: the rows run along the columns of B. columns
-// is a multiple of 16, K of 16 words.
 template <typename T>
-CCT_INLINE void pack_columns(const T* src, int64_t src_stride, T* panel, int64_t columns, int64_t K) {
+CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K) {
+  pack_rows(src, src_stride, panel, K, K);
+}
+
+// Rows [0, K) and columns [0, columns) of the panel of B = src^T for src (columns, K), row-major: the rows run along the
+// columns of B. columns is a multiple of 16, K of 16 words.
+template <typename T>
+CCT_INLINE void pack_columns(const T* src, int64_t src_stride, T* panel, int64_t columns, int64_t K, int64_t depth) {
   const uint32_t* s = reinterpret_cast<const uint32_t*>(src);
   const int64_t stride = src_stride / kGroup<T>;
   for (int64_t t = 0; t < K / kGroup<T> / 16; ++t)
     for (int64_t c = 0; c < columns / 16; ++c)
-      transpose16(s + c * 16 * stride + t * 16, stride, panel_words(panel, t, c), kPanelStride<T>);
+      transpose16(s + c * 16 * stride + t * 16, stride, panel_words(panel, t, c, depth), kPanelStride<T>);
 }
 
 // dst (columns, rows) = src (rows, columns) transposed; rows a multiple of 32, columns of 16. `pairs` holds rows * columns.

@@ -27,7 +27,7 @@ void pack_lines(const float* weight, int64_t K, float* panel) {
   for (int c = 0; c < kPanel; c += 16, weight += 16 * K)
     for (int64_t k = 0; k < K; k += 16) {
       for (int r = 0; r < 16; ++r) __builtin_prefetch(weight + (16 + r) * K + k);
-      pack_columns(weight + k, K, panel + k * kPanel + c, 16, 16);
+      transpose_words(weight + k, K, panel_words(panel, k / 16, c / 16, K), kPanelStride<float>, 16, 16);
     }
 }
 
@@ -46,10 +46,10 @@ void pack(const PackArgs& a, int64_t p, T* panel) {
     const int64_t store_depth = K - k < kPanel ? K - k : kPanel;
     if (a.transposed) {  // the weight is B^T: its rows are the columns of the panel
       load_tile(weight + first * a.K + k, a.K, columns, depth, tile);
-      pack_columns(tile, kPanel, panel + k * kPanel, kPanel, store_depth);
+      pack_columns(tile, kPanel, panel_row(panel, k), kPanel, store_depth, K);
     } else {
       load_tile(weight + k * a.columns + first, a.columns, depth, columns, tile);
-      pack_rows(tile, kPanel, panel + k * kPanel, store_depth);
+      pack_rows(tile, kPanel, panel_row(panel, k), store_depth, K);
     }
   }
 }

@@ -141,12 +141,13 @@ template <typename Epilogue>
 CCT_INLINE void winograd_pixels(const ConvArgs& a, const float* V, int64_t s0, int64_t s1, int64_t r0, int64_t r1, int64_t p,
                                 float* M, Epilogue epilogue) {
   const int64_t columns = tile_columns(a), tiles = (s1 - s0) * columns, step = kTileRows * kPanel;
-  const float* weight = static_cast<const float*>(a.weight) + p * panel_size(a.Cin);
   for (int64_t first = 0, R; first < tiles; first += R) {
     R = tiles - first < kTileRows ? tiles - first : kTileRows;
-    for (int e = 0; e < 16; ++e)
-      product<false>(R, a.Cin, V + (e * tiles + first) * a.Cin, a.Cin, weight + e * panels(a.C) * panel_size(a.Cin),
-                     M + e * step, kPanel);
+    for (int e = 0; e < 16; ++e) {
+      Panel<float> weight = weight_panel<float>(a.weight, e * panels(a.C) + p, a.Cin);
+      weight.next += panels(a.C) * weight.bytes - weight.bytes;  // the same channels of the next matrix
+      product<false>(R, a.Cin, V + (e * tiles + first) * a.Cin, a.Cin, weight, M + e * step, kPanel);
+    }
     for (int64_t i = 0; i < R; ++i) {
       const int64_t r = 2 * (s0 + (first + i) / columns), c = 2 * ((first + i) % columns);
       alignas(64) float Y[2][2][kPanel];
@@ -183,10 +184,11 @@ static void winograd_backward(const ConvArgs& a, const WinogradPass& w) {
       for (int e = 0; e < 16; ++e) {
         const float* Z = w.Z + e * tiles * kPanel;
         if (w.dweight)
-          transposed_product<true>(a.Cin, tiles, w.V + e * tiles * a.Cin, a.Cin, Z, w.dweight + e * a.Cin * a.Cp + p * kPanel,
-                                   a.Cp);
+          transposed_product<true>(a.Cin, tiles, w.V + e * tiles * a.Cin, a.Cin, panel_of_rows(Z),
+                                   w.dweight + e * a.Cin * a.Cp + p * kPanel, a.Cp);
         for (int64_t q = 0; w.dx && q < Q; ++q) {
-          const float* weight = static_cast<const float*>(a.weight_back) + (e * Q + q) * panel_size(a.C) + p * kPanel * kPanel;
+          Panel<float> weight = weight_panel<float>(a.weight_back, e * Q + q, a.C).from(p * kPanel);
+          weight.bytes = 0;  // the next one's part does not lie in one piece
           float* out = w.dV + e * tiles * a.Cin + q * kPanel;
           const int64_t columns = smaller(kPanel, a.Cin - q * kPanel);
           p ? product<true>(tiles, depth, Z, kPanel, weight, out, a.Cin, columns)
