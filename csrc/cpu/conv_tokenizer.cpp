@@ -669,7 +669,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   a.winner = keep && choice ? winner.data_ptr<uint8_t>() : nullptr;
 
   const int64_t bytes = plan_forward(a, B, at::get_num_threads());
-  for_slices(B * a.bands * a.slices, [&](int64_t first, int64_t last, int64_t) {
+  for_slices(B * a.bands * a.slices, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(conv_tokenizer_forward_bands, a, first, last, thread_scratch(bytes));
   });
   return {out, winner};
@@ -702,13 +702,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   }
   const int64_t threads = at::get_num_threads(), bytes = plan_backward(a, B, threads), stride_w = weight_gradient_stride(a);
   const int64_t dw = need_weight ? weight_gradient_rows(a) * stride_w : 0;
-  at::Tensor sums = at::zeros({threads, dw + a.Cp}, x.options().dtype(at::kFloat));
-  for_slices(B * a.parts, [&](int64_t first, int64_t last, int64_t slot) {
+  at::Tensor sums = at::zeros({count_slices(B * a.parts, kBackwardSlices), dw + a.Cp}, x.options().dtype(at::kFloat));
+  for_slices(B * a.parts, kBackwardSlices, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const ConvGradients g{need_weight ? s : nullptr, need_bias ? s + dw : nullptr, stride_w};
     CCT_CALL(conv_tokenizer_backward_parts, a, first, last, g, thread_scratch(bytes));
   });
-  const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
+  const at::Tensor total = sums.size(0) == 1 ? sums[0] : sums.sum(0);
   at::Tensor dweight = at::empty({0}, weight.options()), dbias = at::empty({0}, weight.options());
   if (need_weight) {
     at::Tensor d = total.narrow(0, 0, dw).view({-1, stride_w});

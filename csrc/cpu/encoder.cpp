@@ -62,8 +62,8 @@ struct Threads {
   at::Tensor memory;
 
   template <typename F>
-  void slices(int64_t items, F f) {
-    for_slices(items, [&](int64_t first, int64_t last, int64_t) { f(first, last); });
+  void slices(int64_t items, int64_t per_thread, F f) {
+    for_slices(items, per_thread, [&](int64_t first, int64_t last, int64_t) { f(first, last); });
   }
   char* scratch(int64_t bytes) { return thread_scratch(bytes); }
   char* shared(int64_t bytes) {

@@ -32,7 +32,7 @@ struct Activations {
   char *middle, *hidden;      // of share_panels: between attention and MLP, and in it
 };
 
-// Threads: slices(items, f) calls f(first, last) on at most one slice for each thread and returns when all are done;
+// Threads: slices(items, n, f) calls f(first, last) on at most n slices for each thread and returns when all are done;
 // scratch(bytes) is memory of the calling thread; shared(bytes) memory of all of them.
 template <typename Threads>
 class EncoderRun {
@@ -52,8 +52,9 @@ class EncoderRun {
     if (args_.unpacked) return share_panels();
     const int64_t whole = args_.B / args_.threads * args_.threads;
     const int64_t fit = larger(1, kBudget / (stream_bytes_ + qkv_bytes_ + o_bytes_));
-    const int64_t group = smaller(fit, larger(1, whole / args_.threads));
-    threads_.slices(whole, [&](int64_t first, int64_t last) {
+    const int64_t most = larger(1, (whole / args_.threads + kSlices - 1) / kSlices);  // images of a slice
+    const int64_t groups = (most + fit - 1) / fit, group = (most + groups - 1) / groups;
+    threads_.slices(whole, kSlices, [&](int64_t first, int64_t last) {
       char* memory = threads_.scratch(room(group, 1) + scratch_);
       for (int64_t b = first; b < last; b += group)
         carry(activations(b, memory, group, false), smaller(group, last - b), memory + room(group, 1));
@@ -65,6 +66,7 @@ class EncoderRun {
   }
 
  private:
+  static constexpr int64_t kSlices = 4;            // of a thread's images: it takes those of a slower one when it is done
   static constexpr int64_t kBudget = 1024 * 1024;  // bytes of the second-level cache for the activations of a thread's images
 
   AttentionArgs attention(int64_t l, const Activations& at) const {
@@ -114,7 +116,7 @@ class EncoderRun {
   void share(const Activations& at, int64_t images) {
     const int64_t unit = row_unit(args_.layers[0].attention), blocks = (N_ + unit - 1) / unit;
     auto rows = [&](auto f) {  // f(image, first row, last row, memory) on each thread's rows
-      threads_.slices(images * blocks, [&](int64_t first, int64_t last) {
+      threads_.slices(images * blocks, 1, [&](int64_t first, int64_t last) {
         for (int64_t b = first / blocks; b * blocks < last; ++b)
           f(b, larger(first - b * blocks, 0) * unit, smaller(smaller(last - b * blocks, blocks) * unit, N_),
             threads_.scratch(scratch_));
@@ -147,7 +149,7 @@ class EncoderRun {
     at.middle = memory + room(args_.B, 1), at.hidden = at.middle + scratch_bytes({args_.B * stream_bytes_ / 4});
     float* h = reinterpret_cast<float*>(at.hidden);
     auto shares = [&](int64_t items, auto f) {  // f(first item, last item, memory) on each thread's items
-      threads_.slices(items, [&](int64_t begin, int64_t end) { f(begin, end, threads_.scratch(bytes)); });
+      threads_.slices(items, 1, [&](int64_t begin, int64_t end) { f(begin, end, threads_.scratch(bytes)); });
     };
     for (int64_t l = 0; l < args_.count; ++l) {
       AttentionArgs a = attention(l, at);

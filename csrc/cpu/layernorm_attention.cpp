@@ -563,7 +563,7 @@ void forward(const AttentionCall& call, bool keep) {
   const AttentionArgs& a = call.a;
   const int64_t threads = at::get_num_threads(), whole = call.B / threads * threads;
   const int64_t bytes = attention_forward_scratch(a);
-  for_slices(whole, [&](int64_t first, int64_t last, int64_t s) {
+  for_slices(whole, kForwardSlices, [&](int64_t first, int64_t last, int64_t s) {
     char* scratch = thread_scratch(bytes);
     for (int64_t b = first; b < last; ++b) {
       const int64_t slot = keep ? b : s;
@@ -606,7 +606,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wproj = call.wproj.const_data_ptr();
   const auto f32 = x.options().dtype(at::kFloat);
   const auto products = call.products.dtype().toScalarType();
-  const int64_t B = call.B, slots = keep ? B : std::min<int64_t>(B, at::get_num_threads());
+  const int64_t B = call.B, slots = keep ? B : count_slices(B, kForwardSlices);
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32),
              rstd = at::empty({B, a.N}, f32);
   at::Tensor qkv = pooled_empty(call.qkv_shape(slots), products), o = pooled_empty(call.o_shape(slots), products);
@@ -659,17 +659,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp;
   // whole images while every thread has one, or where the threads would take longer to meet; of the rest the phases are divided
   const bool divide = a.N * C * C >= 1 << 22;
-  const int64_t threads = divide ? at::get_num_threads() : std::max<int64_t>(1, std::min<int64_t>(B, at::get_num_threads()));
-  const int64_t whole = divide ? B / threads * threads : B;
+  const int64_t threads = at::get_num_threads(), whole = divide ? B / threads * threads : B;
+  const int64_t slots = std::max(count_slices(whole, kBackwardSlices), whole < B ? threads : 1);
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
-  at::Tensor sums = at::zeros({threads, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
+  at::Tensor sums = at::zeros({slots, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
   auto gradients = [&](int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     float* biases = s + dwqkv + dwproj;
     return AttentionGradients{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
   };
   const int64_t own = attention_backward_scratch(a), image = attention_backward_shared(a);
-  for_slices(whole, [&](int64_t first, int64_t last, int64_t slot) {
+  for_slices(whole, kBackwardSlices, [&](int64_t first, int64_t last, int64_t slot) {
     char* scratch = thread_scratch(image + own);
     for (int64_t b = first; b < last; ++b)
       for (int phase = 0; phase < kAttentionPhases; ++phase)
@@ -682,7 +682,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
         char* memory = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data_ptr()) + 4095) / 4096 * 4096);
         CCT_CALL(attention_backward_phase, a, b, phase, first, last, gradients(slot), memory, thread_scratch(own));
       });
-  const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
+  const at::Tensor total = sums.size(0) == 1 ? sums[0] : sums.sum(0);
   const auto dtype = qkv_weight.scalar_type();
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, dwqkv + dwproj + start, n).to(dtype, false, true); };
   at::Tensor dqkv_weight = at::empty({0}, qkv_weight.options()), dproj_weight = at::empty({0}, qkv_weight.options());

@@ -308,7 +308,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   a.hidden = keep ? hidden.data_ptr() : nullptr;
   const int64_t bytes = mlp_forward_scratch(a);
   constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
-  for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t) {
+  for_slices((call.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
   });
   return {out, mean, rstd, hidden};
@@ -340,18 +340,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;
 
-  const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp, threads = at::get_num_threads();
+  const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp;
   const auto f32 = x.options().dtype(at::kFloat);
   const int64_t dw = need_weights ? Cp * Fp : 0;
-  at::Tensor sums = at::zeros({threads, 2 * dw + Fp + 3 * Cp}, f32);
-  const int64_t bytes = mlp_backward_scratch(a);
   constexpr int64_t kUnit = 32;
-  for_slices((call.rows + kUnit - 1) / kUnit, [&](int64_t first, int64_t last, int64_t slot) {
+  const int64_t units = (call.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
+  at::Tensor sums = at::zeros({count_slices(units, kBackwardSlices), 2 * dw + Fp + 3 * Cp}, f32);
+  for_slices(units, kBackwardSlices, [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};
     CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), g, thread_scratch(bytes));
   });
-  const at::Tensor total = threads == 1 ? sums[0] : sums.sum(0);
+  const at::Tensor total = sums.size(0) == 1 ? sums[0] : sums.sum(0);
   const auto dtype = fc1_weight.scalar_type();
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, start, n).to(dtype, false, true); };
   at::Tensor dw1 = at::empty({0}, fc1_weight.options()), dw2 = at::empty({0}, fc1_weight.options());

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -23,14 +24,35 @@ namespace cct {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// f(first, last, slot) over `items` in at most one contiguous slice for each thread: the slices, and so every sum made over
-// one, are the same from run to run for a given number of threads.
+// Slices of a thread's share of the work: the more, the less a thread waits for one that is slower or was interrupted.
+constexpr int64_t kForwardSlices = 4, kBackwardSlices = 2;  // gradients are summed for each slice
+
+inline int64_t count_slices(int64_t items, int64_t per_thread = 1) {
+  return std::min(items, per_thread * at::get_num_threads());
+}
+
+// f(first, last, slot) over `items` in contiguous slices, at most `per_thread` for each thread. The slices, and so every sum
+// made over one, are the same from run to run for a given number of threads. Which thread has one is not: a thread that is
+// done with its own takes those of others.
+template <typename F>
+void for_slices(int64_t items, int64_t per_thread, F f) {
+  const int64_t slots = count_slices(items, per_thread), threads = std::min<int64_t>(slots, at::get_num_threads());
+  struct alignas(64) Queue {
+    std::atomic<int64_t> next;
+  };
+  std::vector<Queue> queues(threads);
+  for (int64_t t = 0; t < threads; ++t) queues[t].next = t * slots / threads;
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t)
+      for (int64_t i = 0; i < threads; ++i) {
+        const int64_t owner = (t + i) % threads, end = (owner + 1) * slots / threads;
+        for (int64_t s; (s = queues[owner].next++) < end;) f(s * items / slots, (s + 1) * items / slots, s);
+      }
+  });
+}
 template <typename F>
 void for_slices(int64_t items, F f) {
-  const int64_t slots = std::min<int64_t>(items, at::get_num_threads());
-  at::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) f(s * items / slots, (s + 1) * items / slots, s);
-  });
+  for_slices(items, 1, f);
 }
 
 // At least `bytes` of this thread's scratch, on a page boundary. It lives as long as the thread: memory touched for the first

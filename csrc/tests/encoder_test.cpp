@@ -21,8 +21,8 @@ struct TestThreads {
   std::vector<Guarded> held;
   std::mutex lock;
 
-  void slices(int64_t items, const std::function<void(int64_t, int64_t)>& f) {
-    for_slices(items, count, [&](int64_t, int64_t first, int64_t last) { f(first, last); });
+  void slices(int64_t items, int64_t per_thread, const std::function<void(int64_t, int64_t)>& f) {
+    for_slices(items, count * per_thread, [&](int64_t, int64_t first, int64_t last) { f(first, last); });
   }
   char* scratch(int64_t bytes) {
     const std::lock_guard<std::mutex> guard(lock);
