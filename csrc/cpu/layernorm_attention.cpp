@@ -660,7 +660,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   // whole images while every thread has one, or where the threads would take longer to meet; of the rest the phases are divided
   const bool divide = a.N * C * C >= 1 << 22;
   const int64_t threads = at::get_num_threads(), whole = divide ? B / threads * threads : B;
-  const int64_t slots = std::max(count_slices(whole, kBackwardSlices), whole < B ? threads : 1);
+  const int64_t slots = std::max(count_slices(whole, backward_slices()), whole < B ? threads : 1);
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
   at::Tensor sums = at::zeros({slots, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
   auto gradients = [&](int64_t slot) {
@@ -669,7 +669,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     return AttentionGradients{s, s + dwqkv, qkv_bias ? biases : nullptr, biases + Qp, biases + Qp + Cp, biases + Qp + 2 * Cp};
   };
   const int64_t own = attention_backward_scratch(a), image = attention_backward_shared(a);
-  for_slices(whole, kBackwardSlices, [&](int64_t first, int64_t last, int64_t slot) {
+  for_slices(whole, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
     char* scratch = thread_scratch(image + own);
     for (int64_t b = first; b < last; ++b)
       for (int phase = 0; phase < kAttentionPhases; ++phase)

@@ -345,8 +345,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t dw = need_weights ? Cp * Fp : 0;
   constexpr int64_t kUnit = 32;
   const int64_t units = (call.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
-  at::Tensor sums = at::zeros({count_slices(units, kBackwardSlices), 2 * dw + Fp + 3 * Cp}, f32);
-  for_slices(units, kBackwardSlices, [&](int64_t first, int64_t last, int64_t slot) {
+  at::Tensor sums = at::zeros({count_slices(units, backward_slices()), 2 * dw + Fp + 3 * Cp}, f32);
+  for_slices(units, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};
     CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), g, thread_scratch(bytes));

@@ -25,9 +25,11 @@ namespace cct {
 using OptionalTensor = std::optional<at::Tensor>;
 
 // Slices of a thread's share of the work: the more, the less a thread waits for one that is slower or was interrupted.
-constexpr int64_t kForwardSlices = 4, kBackwardSlices = 2;  // gradients are summed for each slice
+constexpr int64_t kForwardSlices = 4;
+// Gradients are summed for each slice: those of many threads take much memory, and long to add up.
+inline int64_t backward_slices() { return at::get_num_threads() > 16 ? 1 : 2; }
 
-inline int64_t count_slices(int64_t items, int64_t per_thread = 1) {
+inline int64_t count_slices(int64_t items, int64_t per_thread) {
   return std::min(items, per_thread * at::get_num_threads());
 }
 
