@@ -145,6 +145,10 @@ def test_any_sizes_strides_and_dtypes(op, data):
     except EXPECTED_ERRORS:
         assert any(0 in t.shape for t in tensors.values()) or reference_takes(op, tensors, options) is None
         return
+    except RuntimeError:  # PyTorch's own where it has the call, such as float16 parameters under autocast to bfloat16
+        with context:
+            assert reference_takes(op, tensors, options) is None
+        return
     expected = reference_takes(op, {n: t.detach() for n, t in tensors.items()}, options)
     assert out.shape == expected.shape
     assert context._enabled or out.dtype == tensors["x"].dtype
