@@ -52,6 +52,8 @@ def expect_positive(op, name, value):
 def expect_int(op, name, value, least):
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{op}: {name} is {value!r}; expected an int of at least {least}")
+    if value >= 2**31:
+        raise ValueError(f"{op}: {name} is {value}; expected an int below 2^31")
 
 
 def expect_seed(op, seed, x):
@@ -77,6 +79,4 @@ def pair(op, name, value, least):
         raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints")
     for v in values:
         expect_int(op, name, v, least)
-        if v >= 2**31:
-            raise ValueError(f"{op}: {name} is {v}; expected an int below 2^31")
     return tuple(values)

@@ -162,6 +162,13 @@ def test_bad_input(change, message):
         encoder(*change(x, blocks), **options)
 
 
+@pytest.mark.parametrize("num_heads", [0, 1.0, 2**70])  # the last is more than the dispatcher takes
+def test_a_number_of_heads_that_is_none(num_heads):
+    x, blocks, options = make("narrow", torch.float32)
+    with pytest.raises(ValueError, match="encoder: num_heads is"):
+        encoder(x, blocks, **options | {"num_heads": num_heads})
+
+
 def test_malformed_calls_of_the_native_op_raise():
     x, blocks, _ = make("narrow", torch.float32)
     flat = [t for block in blocks for t in block]
