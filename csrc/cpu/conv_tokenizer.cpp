@@ -244,6 +244,23 @@ void pool_rows(const ConvArgs& a, const T* conv, int64_t stride, int64_t r0, int
     }
 }
 
+template <typename X, typename T>
+void pool_rows(const ConvArgs& a, const T* conv, int64_t stride, int64_t r0, int64_t b, Range o, int64_t p) {
+  a.winner ? pool_rows<X, T, true>(a, conv, stride, r0, b, o, p) : pool_rows<X, T, false>(a, conv, stride, r0, b, o, p);
+}
+
+// One item of forward: image, pooled rows, panels of channels, and the convolved rows under the pooled ones.
+struct Band {
+  int64_t b;
+  Range o, slice, r;
+
+  Band(const ConvArgs& a, int64_t item)
+      : b(item / a.slices / a.bands),
+        o(share(a.Ho, item / a.slices % a.bands, a.bands)),
+        slice(share(panels(a.C), item % a.slices, a.slices)),
+        r(rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc)) {}
+};
+
 template <typename X>
 void winograd_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
   float *image = take<float>(scratch, a.image_size), *zeros = take<float>(scratch, a.Cin);
@@ -251,18 +268,15 @@ void winograd_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratc
   float *M = take<float>(scratch, 16 * kTileRows * kPanel), *conv = take<float>(scratch, a.band_pixels * kPanel);
   zero(zeros, a.Cin);
   for (int64_t item = first; item < last; ++item) {
-    const int64_t b = item / a.slices / a.bands;
-    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
-    const Range slice = share(panels(a.C), item % a.slices, a.slices);
-    const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc), s = tiles_over(r), y = input_rows_of(a, s);
-    load_image<X>(a, b, y, image);
+    const Band band(a, item);
+    const Range r = band.r, s = tiles_over(r), y = input_rows_of(a, s);
+    load_image<X>(a, band.b, y, image);
     input_tiles(a, image, y.first, s.first, s.last, zeros, V);
-    for (int64_t p = slice.first; p < slice.last; ++p) {
+    for (int64_t p = band.slice.first; p < band.slice.last; ++p) {
       winograd_pixels(a, V, s.first, s.last, r.first, r.last, p, M, [&](int64_t row, int64_t c, const float* values) {
         activate(a, values, a.bias + p * kPanel, conv + ((row - r.first) * a.Wc + c) * kPanel);
       });
-      a.winner ? pool_rows<X, float, true>(a, conv, kPanel, r.first, b, o, p)
-               : pool_rows<X, float, false>(a, conv, kPanel, r.first, b, o, p);
+      pool_rows<X, float>(a, conv, kPanel, r.first, band.b, band.o, p);
     }
   }
 }
@@ -275,14 +289,11 @@ void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
   const int64_t run = a.conv.kw * a.Cin, line = padded_width(a) * a.Cin;
   const int64_t pieces = divide_up(run, kSumDepth<float>), depth = divide_up(run / 16, pieces) * 16;
   for (int64_t item = first; item < last; ++item) {
-    const int64_t b = item / a.slices / a.bands;
-    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
-    const Range slice = share(panels(a.C), item % a.slices, a.slices);
-    const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc);
-    const Range y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
+    const Band band(a, item);
+    const Range r = band.r, y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
     const int64_t pixels = (r.last - r.first) * a.Wc;
-    load_lines<X>(a, b, y, line, image);
-    for (int64_t p = slice.first; p < slice.last; ++p) {
+    load_lines<X>(a, band.b, y, line, image);
+    for (int64_t p = band.slice.first; p < band.slice.last; ++p) {
       Panel<float> panel = weight_panel<float>(a.weight, p, a.K);
       panel.bytes = 0;  // each part of it is used for long
       zero(conv, pixels * kPanel);
@@ -295,8 +306,7 @@ void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
                             panel.from(k * run + piece), conv + (row - r.first) * a.Wc * kPanel, kPanel);
           }
       for (int64_t i = 0; i < pixels; ++i) activate(a, conv + i * kPanel, a.bias + p * kPanel, conv + i * kPanel);
-      a.winner ? pool_rows<X, float, true>(a, conv, kPanel, r.first, b, o, p)
-               : pool_rows<X, float, false>(a, conv, kPanel, r.first, b, o, p);
+      pool_rows<X, float>(a, conv, kPanel, r.first, band.b, band.o, p);
     }
   }
 }
@@ -313,17 +323,14 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
   const Window& pool = a.pool;  // without pooling and ReLU the convolved pixels are the tokens
   const bool patches = !a.relu && pool.kh * pool.kw * pool.sh * pool.sw == 1;
   for (int64_t item = first; item < last; ++item) {
-    const int64_t b = item / a.slices / a.bands;
-    const Range o = share(a.Ho, item / a.slices % a.bands, a.bands);
-    const Range slice = share(panels(a.C), item % a.slices, a.slices);
-    const Range r = rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc);
-    const Range y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
+    const Band band(a, item);
+    const Range r = band.r, y = rows_under(r, a.conv.kh, a.conv.sh, a.conv.ph, a.H);
     const int64_t pixels = (r.last - r.first) * a.Wc;
-    load_image<X>(a, b, y, image);
-    for (int64_t p0 = slice.first; p0 < slice.last; p0 += a.group) {
+    load_image<X>(a, band.b, y, image);
+    for (int64_t p0 = band.slice.first; p0 < band.slice.last; p0 += a.group) {
       for (int64_t m = 0; m < pixels; m += a.block) {
         const int64_t R = least(a.block, pixels - m);
-        if (p0 == slice.first) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
+        if (p0 == band.slice.first) im2col(a, image, y.first, r.first, m, R, {0, a.conv.kh}, columns, a.Kp);
         for (int64_t p = p0; p < p0 + a.group; ++p)
           product_blocks(R, a.K, columns, a.Kp, weight_panel<T>(a.weight, p, a.K), [&](int64_t i, int rows, float* tile) {
             for (int j = 0; j < rows; ++j, tile += kPanel) {
@@ -332,16 +339,13 @@ void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch
                 continue;
               }
               activate(a, tile, a.bias + p * kPanel, tile);
-              const int64_t token = (b * a.Hc + r.first) * a.Wc + m + i + j;
+              const int64_t token = (band.b * a.Hc + r.first) * a.Wc + m + i + j;
               convert(tile, least(kPanel, a.C - p * kPanel), static_cast<X*>(a.out) + token * a.C + p * kPanel);
             }
           });
       }
-      for (int64_t p = p0; p < p0 + a.group && !patches; ++p) {
-        const T* from = conv + (p - p0) * kPanel;
-        a.winner ? pool_rows<X, T, true>(a, from, stride, r.first, b, o, p)
-                 : pool_rows<X, T, false>(a, from, stride, r.first, b, o, p);
-      }
+      for (int64_t p = p0; p < p0 + a.group && !patches; ++p)
+        pool_rows<X, T>(a, conv + (p - p0) * kPanel, stride, r.first, band.b, band.o, p);
     }
   }
 }
