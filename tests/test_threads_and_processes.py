@@ -1,5 +1,7 @@
 """Fused models beside threads and processes: thread counts, several threads at once, fork, data-loader workers, DDP."""
 
+import gc
+import importlib
 import os
 import signal
 import threading
@@ -197,16 +199,22 @@ def ended_well(child):
 
 
 def shard(rank, world, folder):
+    importlib.import_module("torch.distributed.nn.functional")  # see cct.training.distributed.joined
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
-        model = torch.nn.parallel.DistributedDataParallel(build())
-        images, labels = (t.chunk(world)[rank] for t in batch())
-        results = gradients(model, images, labels)
-        loss = results.pop("loss")
-        dist.all_reduce(loss)
-        return {"loss": loss / world, **{n.removeprefix("module."): g for n, g in results.items()}}
+        return joint(rank, world)
     finally:
+        gc.collect()
         dist.destroy_process_group()
+
+
+def joint(rank, world):
+    model = torch.nn.parallel.DistributedDataParallel(build())
+    images, labels = (t.chunk(world)[rank] for t in batch())
+    results = gradients(model, images, labels)
+    loss = results.pop("loss")
+    dist.all_reduce(loss)
+    return {"loss": loss / world, **{n.removeprefix("module."): g for n, g in results.items()}}
 
 
 @fork

@@ -18,11 +18,21 @@ from cct.training.distributed import Workers
 # 1,438 images in batches of 479: the two workers share 240 + 239 of them, and 0 + 1 in the last batch of each epoch.
 FLAGS = ["--img-size", "8", "--batch-size", "479", "--lr", "3e-3", "--threads", "1", "--device", "cpu", "--clip-grad", "1"]
 TINY = ["--model-kwargs", "embedding_dim=32", "num_layers=2", "num_heads=1", "n_conv_layers=1"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cct", "train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# `cct train`, then the names of the threads that are left.
+TRAIN_AND_LIST = """
+import sys
+from pathlib import Path
+from cct.cli import main
+code = main(["train", *sys.argv[1:]])
+print("threads left:", *(name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")))
+sys.exit(code)
+"""
 
 
-def torchrun(*words):
-    return subprocess.Popen([*TORCHRUN, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def torchrun(*words, program=("-m", "cct", "train")):
+    words = [*TORCHRUN, *program, *words]
+    return subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished(process):
@@ -54,11 +64,14 @@ def assert_same_to_rounding(one, other):
 
 def test_two_workers_give_the_losses_of_one_process(tmp_path):
     still = [*TINY, "dropout=0.0", "attention_dropout=0.0", "stochastic_depth=0.0", "--fused=strict"]
-    out, err = finished(torchrun(*FLAGS, "--epochs", 3, *still, "--output", tmp_path / "two"))
+    program = tmp_path / "program.py"
+    program.write_text(TRAIN_AND_LIST)
+    out, err = finished(torchrun(*FLAGS, "--epochs", 3, *still, "--output", tmp_path / "two", program=[program]))
     assert main(["train", *FLAGS, "--epochs", "3", *still, "--output", str(tmp_path / "one")]) == 0
     assert_same_to_rounding(tmp_path / "one", tmp_path / "two")
     assert "effective batch 479 (2 x 1 pieces)" in out and "2 processes, 2 of them here" in out
     assert out.count("epoch 3/3") == out.count("run folder:") == 1
+    assert out.count("threads left:") == 2 and "gloo" not in out.partition("threads left:")[2]  # one could abort the end
     assert err.count("fused=") <= 1  # a line about plain PyTorch, where there is no kernel
 
 

@@ -1,6 +1,8 @@
 """The processes of a run: one alone, or those that `torchrun` starts and that share every batch."""
 
 import contextlib
+import gc
+import importlib
 import os
 from dataclasses import dataclass
 
@@ -106,12 +108,19 @@ def _lost(error):
 
 @contextlib.contextmanager
 def joined():
-    """The Workers that this process is one of: those of torchrun, connected (gloo, and NCCL for GPUs), or itself alone."""
+    """The Workers that this process is one of: those of torchrun, connected (gloo, and NCCL for GPUs), or itself alone.
+
+    No model of `Workers.parallel` may outlive the block.
+    """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield Workers()
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     workers = Workers(*(int(os.environ[name]) for name in names))
+    # Its functions have the group of their import as a default argument: imported later, by DDP, they would keep it alive.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield workers
+    # Only the last owner of the group ends gloo's threads; one that frees a tensor while Python shuts down aborts the process.
+    gc.collect()  # DDP's modules are owners too
     dist.destroy_process_group()  # not after an error: it would wait for workers that are gone

@@ -24,7 +24,12 @@ def train(config, *, log=None):
     Raises ConfigError or DataError for what cannot be used, RunError when the run cannot go on; the folder then holds the last
     good state. SIGINT and SIGTERM save and end the run early: see Result.exit_code.
     """
-    with joined() as workers, workers.watch("Start again."), contextlib.ExitStack() as stack:
+    with joined() as workers, workers.watch("Start again."):
+        return _train(workers, config, log)
+
+
+def _train(workers, config, log):
+    with contextlib.ExitStack() as stack:
         folder = None
         with workers.together():
             setup = prepare(config, workers)
@@ -48,7 +53,12 @@ def resume(folder, overrides=None, *, log=None):
             f"--resume goes on with the configuration of the run; {', '.join(fixed)} cannot change. "
             f"For a new run from its weights: --pretrained {Path(folder) / 'last.safetensors'}"
         )
-    with joined() as workers, workers.watch("Resume it again."), contextlib.ExitStack() as stack:
+    with joined() as workers, workers.watch("Resume it again."):
+        return _resume(workers, folder, overrides, log)
+
+
+def _resume(workers, folder, overrides, log):
+    with contextlib.ExitStack() as stack:
         state = note = None
         with workers.together():
             if workers.first:
