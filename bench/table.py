@@ -90,7 +90,7 @@ def chart(machines, path):
     panels = {}
     for rows in machines.values():
         facts = rows[-1]["machine"]
-        name = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
+        name = facts.get("gpu") or ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"])
         shown = [row for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
         for kind, title in CHARTED.items():
             panels[f"{title}: {name}"] = [row for row in shown if row["kind"] == kind]

@@ -17,7 +17,7 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
 @functools.cache
 def machine():
-    """The facts. `name` is one for files: CCT_MACHINE, or made from the processor and its cores."""
+    """The facts. `name` is one for files: CCT_MACHINE, or made from the processor, its best instructions and its cores."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -28,7 +28,8 @@ def machine():
     facts = {"cpu": cpu, "cores": cores, "features": [f for f in FEATURES if f in flags]}
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{facts.get('gpu', cpu)} {facts['cores']} cores".lower().replace("(r)", "")).strip("-")
+    words = [facts["gpu"]] if "gpu" in facts else [cpu, *facts["features"][-1:]]  # processors of one family share a name
+    slug = re.sub(r"[^a-z0-9]+", "-", " ".join([*words, f"{cores} cores"]).lower().replace("(r)", "")).strip("-")
     return {"name": os.environ.get("CCT_MACHINE", slug), **facts}
 
 
