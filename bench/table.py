@@ -80,45 +80,48 @@ def _imports(rows):
 
 
 CHARTED = {"inference": "Inference", "training": "Training step", "memory": "Peak memory of a training step"}
-AHEAD, BEHIND = "#2a6f97", "#c1440e"
+MARKS = (("o", "#2a6f97"), ("s", "#e09f3e"), ("D", "#6a4c93"), ("^", "#3a7d44"), ("v", "#555555"))
 
 
 def chart(machines, path):
-    """Whole models, a panel for each machine and kind: ours against the best peer, faster or smaller; logarithmic."""
+    """Whole models, a panel for each kind and a mark for each machine: ours against the best peer; logarithmic."""
     from matplotlib.figure import Figure
 
-    panels = {}
+    panels = {kind: {} for kind in CHARTED}  # {kind: {label of a line: {machine: ratio}}}
+    names = []
     for rows in machines.values():
         facts = rows[-1]["machine"]
-        name = facts.get("gpu") or ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"])
-        shown = [row for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
-        for kind, title in CHARTED.items():
-            panels[f"{title}: {name}"] = [row for row in shown if row["kind"] == kind]
-    panels = {title: rows for title, rows in panels.items() if rows}
-    heights = [len(rows) + 1.5 for rows in panels.values()]
-    figure = Figure(figsize=(9, 0.8 + 0.27 * sum(heights)), layout="constrained")
+        names.append(facts.get("gpu") or ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"]))
+        for row in rows:
+            if row["kind"] in panels and "ours" in row["peers"] and best_peer(row):
+                place = (row["what"], row["dtype"], row["batch"])
+                panels[row["kind"]].setdefault(place, {})[names[-1]] = best_peer(row)[1] / row["peers"]["ours"]["median"]
+    panels = {kind: lines for kind, lines in panels.items() if lines}
+    models = list(dict.fromkeys(what for lines in panels.values() for what, _, _ in lines))
+    heights = [len(lines) + 1.5 for lines in panels.values()]
+    figure = Figure(figsize=(9, 1.2 + 0.24 * sum(heights)), layout="constrained")
     grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-        best = [best_peer(row) for row in rows]
-        ratios = [median / row["peers"]["ours"]["median"] for row, (_, median) in zip(rows, best, strict=True)]
-        colours = [AHEAD if ratio >= 1 else BEHIND for ratio in ratios]
-        axes.barh(range(len(rows)), [ratio - 1 for ratio in ratios], left=1, height=0.7, color=colours)
-        axes.set_yticks(range(len(rows)), [f"{r['what']}, batch {r['batch']}, {r['dtype']}" for r in rows], fontsize=8)
-        for i, (ratio, (peer, _)) in enumerate(zip(ratios, best, strict=True)):
-            axes.annotate(
-                f"{ratio:.2f}x {peer}", (max(ratio, 1), i), (4, 0), textcoords="offset points", va="center", fontsize=7.5
-            )
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    for axes, (kind, lines) in zip(grid, panels.items(), strict=True):
+        places = sorted(lines, key=lambda place: (models.index(place[0]), *place[1:]))
+        for y, place in enumerate(places):
+            axes.plot([1, *lines[place].values()], [y] * (1 + len(lines[place])), color="#cccccc", linewidth=1, zorder=1)
+        for name, (marker, colour) in zip(names, MARKS, strict=False):
+            points = [(lines[place][name], y) for y, place in enumerate(places) if name in lines[place]]
+            axes.scatter(*zip(*points, strict=True) if points else ([], []), 26, colour, marker=marker, label=name, zorder=2)
+        axes.set_yticks(range(len(places)), [f"{what}, batch {batch}, {dtype}" for what, dtype, batch in places], fontsize=8)
+        axes.set_title(CHARTED[kind], loc="left", fontsize=10, fontweight="bold")
         axes.axvline(1, color="black", linewidth=1)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.axvspan(0.01, 1, color="#c1440e", alpha=0.08, linewidth=0)
+        axes.set_ylim(len(places) - 0.4, -0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
+    ratios = [ratio for lines in panels.values() for line in lines.values() for ratio in line.values()]
     axes.set_xscale("log", base=2)
-    axes.set_xlim(0.6, 2 * max(ax.dataLim.x1 for ax in grid))
-    axes.set_xticks(
-        ticks := [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if 0.6 <= t <= axes.get_xlim()[1]], [f"{t:g}x" for t in ticks]
-    )
+    axes.set_xlim(0.9 * min(1, *ratios), 1.1 * max(1, *ratios))
+    ticks = [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.set_xlabel("ours against the best peer: right of 1x ours is faster, or smaller")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(names), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
