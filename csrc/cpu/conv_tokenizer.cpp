@@ -261,22 +261,23 @@ struct Band {
         r(rows_under(o, a.pool.kh, a.pool.sh, a.pool.ph, a.Hc)) {}
 };
 
-template <typename X>
+template <typename X, typename T>
 void winograd_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
   float *image = take<float>(scratch, a.image_size), *zeros = take<float>(scratch, a.Cin);
-  float* V = take<float>(scratch, a.tile_rows * tile_columns(a) * 16 * a.Cin);
-  float *M = take<float>(scratch, 16 * kTileRows * kPanel), *conv = take<float>(scratch, a.band_pixels * kPanel);
+  T* V = take<T>(scratch, a.tile_rows * tile_columns(a) * 16 * a.Cin);
+  float* M = take<float>(scratch, 16 * kTileRows * kPanel);
+  T* conv = take<T>(scratch, a.band_pixels * kPanel);
   zero(zeros, a.Cin);
   for (int64_t item = first; item < last; ++item) {
     const Band band(a, item);
     const Range r = band.r, s = tiles_over(r), y = input_rows_of(a, s);
     load_image<X>(a, band.b, y, image);
-    input_tiles(a, image, y.first, s.first, s.last, zeros, V);
+    input_tiles(a, image, y.first, s.first, s.last, zeros, (s.last - s.first) * tile_columns(a), V);
     for (int64_t p = band.slice.first; p < band.slice.last; ++p) {
       winograd_pixels(a, V, s.first, s.last, r.first, r.last, p, M, [&](int64_t row, int64_t c, const float* values) {
         activate(a, values, a.bias + p * kPanel, conv + ((row - r.first) * a.Wc + c) * kPanel);
       });
-      pool_rows<X, float>(a, conv, kPanel, r.first, band.b, band.o, p);
+      pool_rows<X, T>(a, conv, kPanel, r.first, band.b, band.o, p);
     }
   }
 }
@@ -313,7 +314,8 @@ void row_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
 
 template <typename X, typename T>
 void forward_bands(const ConvArgs& a, int64_t first, int64_t last, char* scratch) {
-  if (a.winograd) return winograd_bands<X>(a, first, last, scratch);
+  if constexpr (!kTiled<T>)
+    if (a.winograd) return winograd_bands<X, T>(a, first, last, scratch);
   if (a.by_rows) return row_bands<X>(a, first, last, scratch);
   const TileScope tiles;
   T* image = take<T>(scratch, a.image_size);
@@ -489,17 +491,16 @@ void input_gradient(const ConvArgs& a, int64_t b, Range y, Range r, const T* dco
 
 // Both of the above by winograd.h: dW over the convolved rows `own`, dx of the input rows y, which the rows `seeing` see. dconv
 // holds the convolved rows from `start` on.
-template <typename X>
-void winograd_gradients(const ConvArgs& a, int64_t b, Range own, Range seeing, Range y, int64_t start, const float* dconv,
+template <typename X, typename T>
+void winograd_gradients(const ConvArgs& a, int64_t b, Range own, Range seeing, Range y, int64_t start, const T* dconv,
                         const ConvGradients& g, char* scratch) {
-  const int64_t tiles = 16 * a.tile_rows * tile_columns(a);
-  float *image = take<float>(scratch, a.image_size), *line = take<float>(scratch, 2 * most(a.Cin, kPanel));
-  float *V = take<float>(scratch, tiles * a.Cin), *Z = take<float>(scratch, tiles * kPanel),
-        *dV = take<float>(scratch, tiles * a.Cin);
-  float* dx = take<float>(scratch, a.dx_size);
+  const int64_t rows = backward_tiles(a), pairs = kGroup<T> > 1 ? 16 * rows * a.Cin : 0;
+  float *image = take<float>(scratch, a.image_size), *dx = take<float>(scratch, a.dx_size);
   const bool need_x = a.dx && y.first < y.last, together = need_x && own.first == seeing.first && own.last == seeing.last;
-  WinogradPass w{};
-  w.line = line, w.V = V, w.Z = Z, w.dV = dV;
+  WinogradPass<T> w{};
+  w.line = take<float>(scratch, 2 * most(a.Cin, kPanel)), w.dV = take<float>(scratch, 16 * rows * a.Cin);
+  w.V = take<T>(scratch, 16 * rows * a.Cin), w.Z = take<T>(scratch, 16 * rows * kPanel);
+  w.pairs = take<T>(scratch, pairs), w.panel = take<T>(scratch, pairs ? rows * kPanel : 0);
   auto pass = [&](Range r, bool dweight, bool dx_too) {
     w.dconv = dconv + (r.first - start) * a.Wc * a.Cp, w.r0 = r.first, w.r1 = r.last;
     w.dweight = dweight ? g.dweight : nullptr, w.dx = dx_too ? dx : nullptr;
@@ -538,10 +539,11 @@ void backward_parts(const ConvArgs& a, int64_t first, int64_t last, const ConvGr
     if (seeing.first >= seeing.last) seeing = own;
     const int64_t start = least(own.first, seeing.first);
     unpool<X>(a, b, {start, own.last}, own, dconv, part, g.dbias);
-    if (a.winograd) {
-      if constexpr (sizeof(T) == 4) winograd_gradients<X>(a, b, own, seeing, y, start, dconv, g, scratch);
-      continue;
-    }
+    if constexpr (!kTiled<T>)
+      if (a.winograd) {
+        winograd_gradients<X>(a, b, own, seeing, y, start, dconv, g, scratch);
+        continue;
+      }
     if (g.dweight) add_weight_gradient<X>(a, b, own, dconv + (own.first - start) * a.Wc * a.Cp, g, scratch);
     if (a.dx && y.first < y.last) input_gradient<X>(a, b, y, seeing, dconv + (seeing.first - start) * a.Wc * a.Cp, scratch);
   }
@@ -642,7 +644,7 @@ struct ConvCall {
     a.relu = relu;
     a.x_bf16 = x_in.scalar_type() == at::kBFloat16;
     a.bf16 = bf16_products(compute);
-    a.winograd = suits_winograd(a);
+    a.winograd = suits_winograd(a, isa() == Isa::kAmx);
     a.by_rows = suits_rows(a);
     channels_last = !x_in.is_contiguous() && x_in.is_contiguous(at::MemoryFormat::ChannelsLast);
     x = channels_last ? x_in : x_in.contiguous();
@@ -665,7 +667,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
   at::Tensor out = pooled_empty({B, a.Ho * a.Wo, a.C}, x.scalar_type());
   at::Tensor winner = pooled_empty({keep && choice ? B : 0, a.Ho * a.Wo, a.Cp}, at::kByte);
   if (B == 0) return {out, winner};
-  call.packed = a.winograd ? pack_winograd(weight, true) : pack_weight(weight, true, 0, a.bf16);
+  call.packed = a.winograd ? pack_winograd(weight, true, a.bf16) : pack_weight(weight, true, 0, a.bf16);
   call.bias = padded_vector(bias, a.C);
   a.weight = call.packed.const_data_ptr();
   a.bias = call.bias.const_data_ptr<float>();
@@ -700,7 +702,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   if (need_x) {
     dx = call.channels_last ? pooled_empty({B, a.H, a.W, a.Cin}, x.scalar_type()).permute({0, 3, 1, 2})
                             : pooled_empty(x.sizes(), x.scalar_type());
-    call.packed = a.winograd ? pack_winograd(weight, false) : pack_weight(weight, false, 0, a.bf16);
+    call.packed = a.winograd ? pack_winograd(weight, false, a.bf16) : pack_weight(weight, false, 0, a.bf16);
     a.weight_back = call.packed.const_data_ptr();
     a.dx = dx.data_ptr();
   }

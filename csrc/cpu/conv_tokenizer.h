@@ -69,10 +69,12 @@ constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix m
   return smaller(a.H, (rows - 1) * a.conv.sh + a.conv.kh);
 }
 
-// Whether winograd.h computes this convolution, once the sizes in `a` are known.
-[[maybe_unused]] static bool suits_winograd(const ConvArgs& a) {
+// Whether winograd.h computes this convolution, once the sizes in `a` are known. tiles: the CPU has tile registers, whose
+// bfloat16 products take less time than the filtering.
+[[maybe_unused]] static bool suits_winograd(const ConvArgs& a, bool tiles) {
   const Window& w = a.conv;
-  return !a.bf16 && w.kh == 3 && w.kw == 3 && w.sh == 1 && w.sw == 1 && a.Cin >= 32 && a.Cin % 16 == 0 && a.Hc > 1 && a.Wc > 1;
+  return !(a.bf16 && tiles) && w.kh == 3 && w.kw == 3 && w.sh == 1 && w.sw == 1 && a.Cin >= 32 && a.Cin % 16 == 0 && a.Hc > 1 &&
+         a.Wc > 1;
 }
 // Whether forward takes the kernel's rows as they lie in the image, one after the other, instead of an im2col matrix: a matrix
 // of few pixels is all that fits the second-level cache beside weights that do not, and these then pass by for each.
@@ -83,7 +85,10 @@ constexpr int64_t kBudget = 768 * 1024;  // bytes that a band's largest matrix m
   return larger(a.conv.pw + a.W, (a.Wc - 1) * a.conv.sw + a.conv.kw);
 }
 [[maybe_unused]] static int64_t tile_columns(const ConvArgs& a) { return (a.Wc + 1) / 2; }
-constexpr int64_t kTileRows = 32;  // of a product in forward
+constexpr int64_t kTileRows = 32;                                    // of a product in forward
+[[maybe_unused]] static int64_t backward_tiles(const ConvArgs& a) {  // of a block, an even number
+  return (a.tile_rows * tile_columns(a) + 1) / 2 * 2;
+}
 
 [[maybe_unused]] static int64_t plan_forward(ConvArgs& a, int64_t B, int64_t threads) {
   const int64_t bytes_per = a.bf16 ? 2 : 4;
@@ -139,9 +144,9 @@ constexpr int64_t kTileRows = 32;  // of a product in forward
   if (a.winograd) {
     a.tile_rows = larger(1, smaller(64 / tile_columns(a), (a.part_pixels / a.Wc + 1) / 2));
     a.image_size = smaller(a.H, own + 4) * a.W * a.Cin;
-    const int64_t tiles = 16 * a.tile_rows * tile_columns(a);
-    return scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, 2 * larger(a.Cin, 64), tiles * a.Cin, tiles * 64,
-                          tiles * a.Cin, a.dx_size});
+    const int64_t rows = backward_tiles(a), all = 16 * rows;
+    return scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, a.dx_size, 2 * larger(a.Cin, 64), all * a.Cin,
+                          all * a.Cin, all * 64, a.bf16 ? all * a.Cin : 0, a.bf16 ? rows * 64 : 0});
   }
   const int64_t matrix = (a.block + 32) * larger(a.columns, a.Cp), dconv = (a.part_pixels + 32) * a.Cp;
   return scratch_bytes({2 * a.Cp, dconv, a.image_size, matrix, larger(matrix, dconv), matrix, a.block * 64, a.dx_size});

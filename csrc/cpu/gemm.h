@@ -135,10 +135,10 @@ CCT_INLINE Vec multiply_add(Vec c, const BFloat16* a, Vec b) {  // two products 
 #endif
 CCT_INLINE Vec multiply_add(Vec c, const float* a, Vec b) { return c + b * *a; }
 
-// Element (i, k) of A. Only floats can be transposed.
+// Element (i, k) of A; transposed, A is stored as (K / group, lda, group).
 template <bool kTransposed, typename T>
 CCT_INLINE const T* element(const T* A, int64_t lda, int64_t i, int64_t k) {
-  return kTransposed ? A + k * lda + i : A + i * lda + k;
+  return kTransposed ? A + k * lda + i * kGroup<T> : A + i * lda + k;
 }
 
 // What is still to be asked for, so many bytes a row of B.
@@ -308,10 +308,11 @@ CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Pan
   float_product<kAdd, false>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
 }
 
-// The same for A^T with A stored as (K, M).
-template <bool kAdd>
-CCT_INLINE void transposed_product(int64_t M, int64_t K, const float* A, int64_t lda, const Panel<float>& panel, float* C,
+// The same for A^T with A stored as (K / group, lda, group), K a multiple of the group. Not for tiles.
+template <bool kAdd, typename T>
+CCT_INLINE void transposed_product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C,
                                    int64_t ldc) {
+  static_assert(!kTiled<T>);
   float_product<kAdd, true>(M, K, A, lda, panel, C, ldc, kPanel);
 }
 

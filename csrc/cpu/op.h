@@ -77,7 +77,7 @@ inline char* thread_scratch(size_t bytes) {
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
-at::Tensor pack_winograd(const at::Tensor& weight, bool transposed);  // U of winograd.h, one matrix after the other
+at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16);  // U of winograd.h, one matrix after the other
 
 // A product in the dtype of its operands: autocast is still on inside an op, and would round them to bfloat16.
 inline at::Tensor exact_mm(const at::Tensor& a, const at::Tensor& b) {

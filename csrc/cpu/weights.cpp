@@ -241,10 +241,10 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
   return packed_once(weight, bf16 * 2 + transposed, group, values, [&] { return pack(weight, transposed, group, bf16); });
 }
 
-at::Tensor pack_winograd(const at::Tensor& weight, bool transposed) {
+at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16) {
   const int64_t group = weight.size(transposed ? 0 : 1);
-  return packed_once(weight, 4 + transposed, group, checksums(weight)[0],
-                     [&] { return pack(winograd_filters(weight, transposed), transposed, group, false); });
+  return packed_once(weight, 4 + bf16 * 2 + transposed, group, checksums(weight)[0],
+                     [&] { return pack(winograd_filters(weight, transposed), transposed, group, bf16); });
 }
 
 at::Tensor winograd_matrix() {

@@ -8,14 +8,14 @@
 //         | 0  1  0 -1 |            | 0  0  2 |
 // The elements (i, j) of all tiles and channels form a matrix each, e = 4 i + j, so the sums are 16 matrix products. Its
 // adjoint makes the gradients: Z = A dY A^T, then dW = G^T (V^T Z) G with V = B^T d B, and dx = sum of B (Z U^T) B^T with U = G
-// w G^T. The sums are shorter than those of the direct way and in float32 at least as exact; what is infinite or NaN spreads
-// over its tile.
+// w G^T. The sums are shorter than those of the direct way and in float32 at least as exact; in bfloat16 the rounding of U, V
+// and Z makes errors 1.7 times those of rounding w, d and dY. What is infinite or NaN spreads over its tile.
 //
 // Tile (s, t) starts at the convolved pixel (2 s, 2 t), for every band and part of an image; pixels outside count as zero.
 #pragma once
 
 #include "conv_tokenizer.h"
-#include "gemm.h"
+#include "pack.h"
 
 namespace cct::CCT_ISA {
 
@@ -44,10 +44,11 @@ CCT_INLINE void tile_pixels(int64_t y, int64_t x, int64_t height, int64_t width,
     }
 }
 
-// V (16, tiles, Cin) = B^T d B of the tile rows [s0, s1). `image` holds the input rows from y0 on, `zeros` Cin of them.
-static void input_tiles(const ConvArgs& a, const float* image, int64_t y0, int64_t s0, int64_t s1, const float* zeros,
-                        float* V) {
-  const int64_t step = (s1 - s0) * tile_columns(a) * a.Cin;
+// V (16, rows, Cin) = B^T d B of the tile rows [s0, s1). `image` holds the input rows from y0 on, `zeros` Cin of them.
+template <typename T>
+void input_tiles(const ConvArgs& a, const float* image, int64_t y0, int64_t s0, int64_t s1, const float* zeros, int64_t rows,
+                 T* V) {
+  const int64_t step = rows * a.Cin;
   for (int64_t s = s0; s < s1; ++s)
     for (int64_t t = 0; t < tile_columns(a); ++t, V += a.Cin) {
       const float* pixel[4][4];
@@ -111,13 +112,14 @@ CCT_INLINE void output_tile(const float* M, int64_t step, float (&Y)[2][2][kPane
   }
 }
 
-// Z (16, tiles, 64) = A dY A^T of panel p and the tile rows [s0, s1); dconv (rows, Wc, Cp) holds the convolved rows r0 to r1.
-static void output_tiles_adjoint(const ConvArgs& a, const float* dconv, int64_t r0, int64_t r1, int64_t s0, int64_t s1,
-                                 int64_t p, const float* zeros, float* Z) {
-  const int64_t step = (s1 - s0) * tile_columns(a) * kPanel;
+// Z (16, rows, 64) = A dY A^T of panel p and the tile rows [s0, s1); dconv (rows, Wc, Cp) holds the convolved rows r0 to r1.
+template <typename T>
+void output_tiles_adjoint(const ConvArgs& a, const T* dconv, int64_t r0, int64_t r1, int64_t s0, int64_t s1, int64_t p,
+                          const T* zeros, int64_t rows, T* Z) {
+  const int64_t step = rows * kPanel;
   for (int64_t s = s0; s < s1; ++s)
     for (int64_t t = 0; t < tile_columns(a); ++t, Z += kPanel) {
-      const float* pixel[2][2];
+      const T* pixel[2][2];
       tile_pixels(2 * s - r0, 2 * t, r1 - r0, a.Wc, 0, a.Cp, dconv + p * kPanel, zeros, pixel);
       for (int c = 0; c < kPanel; c += kLanes) {
         Vec part[2][4];
@@ -137,14 +139,14 @@ static void output_tiles_adjoint(const ConvArgs& a, const float* dconv, int64_t 
 
 // epilogue(r, c, values) for each convolved pixel of the rows r0 to r1 and 64 channels of panel p, from V of the tile rows
 // [s0, s1) that hold them. M: scratch (16, kTileRows, 64).
-template <typename Epilogue>
-CCT_INLINE void winograd_pixels(const ConvArgs& a, const float* V, int64_t s0, int64_t s1, int64_t r0, int64_t r1, int64_t p,
+template <typename T, typename Epilogue>
+CCT_INLINE void winograd_pixels(const ConvArgs& a, const T* V, int64_t s0, int64_t s1, int64_t r0, int64_t r1, int64_t p,
                                 float* M, Epilogue epilogue) {
   const int64_t columns = tile_columns(a), tiles = (s1 - s0) * columns, step = kTileRows * kPanel;
   for (int64_t first = 0, R; first < tiles; first += R) {
     R = tiles - first < kTileRows ? tiles - first : kTileRows;
     for (int e = 0; e < 16; ++e) {
-      Panel<float> weight = weight_panel<float>(a.weight, e * panels(a.C) + p, a.Cin);
+      Panel<T> weight = weight_panel<T>(a.weight, e * panels(a.C) + p, a.Cin);
       weight.next += panels(a.C) * weight.bytes - weight.bytes;  // the same channels of the next matrix
       product<false>(R, a.Cin, V + (e * tiles + first) * a.Cin, a.Cin, weight, M + e * step, kPanel);
     }
@@ -160,34 +162,62 @@ CCT_INLINE void winograd_pixels(const ConvArgs& a, const float* V, int64_t s0, i
 }
 
 // What winograd_backward reads and adds to; rows of an image.
+template <typename T>
 struct WinogradPass {
-  const float *image, *dconv;  // the input rows from y0 on, null without dweight; the convolved rows r0 to r1
+  const float* image;  // the input rows from y0 on, null without dweight
+  const T* dconv;      // the convolved rows r0 to r1
   int64_t y0, r0, r1;
   float* dweight;  // (16, Cin, Cp), or null
   float* dx;       // the input rows dx0 to dx1, zero at first, or null
   int64_t dx0, dx1;
-  float *line, *V, *Z, *dV;  // scratch
+  float *line, *dV;          // scratch
+  T *V, *Z, *pairs, *panel;  // scratch; for groups of two: V as pairs of rows, one matrix of Z as a panel
 };
 
+// dweight (Cin, 64 of Cp) += V^T Z for matrix e: V (rows, Cin), Z (rows, 64).
+template <typename T>
+CCT_INLINE void add_filter_gradient(const ConvArgs& a, int e, int64_t rows, const T* Z, const WinogradPass<T>& w,
+                                    float* dweight) {
+  const T* V = (kGroup<T> == 1 ? w.V : w.pairs) + e * rows * a.Cin;
+  if constexpr (kGroup<T> == 1) {
+    transposed_product<true>(a.Cin, rows, V, a.Cin, panel_of_rows(Z), dweight, a.Cp);
+  } else {
+    pack_rows(Z, kPanel, w.panel, rows);
+    transposed_product<true>(a.Cin, rows, V, a.Cin, panel_of(w.panel, rows), dweight, a.Cp);
+  }
+}
+
+// The rows behind `tiles` of each of the 16 matrices (16, rows, columns).
+template <typename T>
+CCT_INLINE void zero_behind(int64_t tiles, int64_t rows, int64_t columns, T* m) {
+  for (int e = 0; e < 16 && tiles < rows; ++e)
+    std::memset((void*)(m + (e * rows + tiles) * columns), 0, (rows - tiles) * columns * sizeof(T));
+}
+
 // V^T Z into dweight, and B (Z U^T) B^T into dx.
-static void winograd_backward(const ConvArgs& a, const WinogradPass& w) {
+template <typename T>
+void winograd_backward(const ConvArgs& a, const WinogradPass<T>& w) {
   const int64_t P = panels(a.C), Q = panels(a.Cin), last = (w.r1 + 1) / 2;
   float *zeros = w.line, *outside = w.line + larger(a.Cin, kPanel);
   for (int64_t c = 0; c < larger(a.Cin, kPanel); c += kLanes) store(zeros + c, Vec{}), store(outside + c, Vec{});
   for (int64_t s = w.r0 / 2, end; s < last; s = end) {
     end = smaller(last, s + a.tile_rows);
     const int64_t tiles = (end - s) * tile_columns(a);
-    if (w.dweight) input_tiles(a, w.image, w.y0, s, end, zeros, w.V);
+    const int64_t rows = round_up(tiles, kGroup<T>);
+    if (w.dweight) {
+      input_tiles(a, w.image, w.y0, s, end, zeros, rows, w.V);
+      zero_behind(tiles, rows, a.Cin, w.V);
+      if constexpr (kGroup<T> > 1) interleave_rows(w.V, a.Cin, w.pairs, 2 * a.Cin, 16 * rows, a.Cin);
+    }
     for (int64_t p = 0; p < P; ++p) {
       const int64_t depth = smaller(kPanel, a.C - p * kPanel);
-      output_tiles_adjoint(a, w.dconv, w.r0, w.r1, s, end, p, zeros, w.Z);
+      output_tiles_adjoint(a, w.dconv, w.r0, w.r1, s, end, p, reinterpret_cast<const T*>(zeros), rows, w.Z);
+      zero_behind(tiles, rows, kPanel, w.Z);
       for (int e = 0; e < 16; ++e) {
-        const float* Z = w.Z + e * tiles * kPanel;
-        if (w.dweight)
-          transposed_product<true>(a.Cin, tiles, w.V + e * tiles * a.Cin, a.Cin, panel_of_rows(Z),
-                                   w.dweight + e * a.Cin * a.Cp + p * kPanel, a.Cp);
+        const T* Z = w.Z + e * rows * kPanel;
+        if (w.dweight) add_filter_gradient(a, e, rows, Z, w, w.dweight + e * a.Cin * a.Cp + p * kPanel);
         for (int64_t q = 0; w.dx && q < Q; ++q) {
-          Panel<float> weight = weight_panel<float>(a.weight_back, e * Q + q, a.C).from(p * kPanel);
+          Panel<T> weight = weight_panel<T>(a.weight_back, e * Q + q, a.C).from(p * kPanel);
           weight.bytes = 0;  // the next one's part does not lie in one piece
           float* out = w.dV + e * tiles * a.Cin + q * kPanel;
           const int64_t columns = smaller(kPanel, a.Cin - q * kPanel);

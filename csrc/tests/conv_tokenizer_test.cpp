@@ -71,11 +71,11 @@ Array weight_panels(const Shape& s, const ConvArgs& a, const Values& weight, boo
   for (int64_t c = 0; c < s.C; ++c)
     for (int64_t k = 0; k < a.K; ++k) taps[(k / s.Cin * s.C + c) * s.Cin + k % s.Cin] = weight[c * a.K + k];
   const Values U = filters(taps, s.C * s.Cin, false);  // (16, C, Cin)
-  if (transposed) return packed(U, s.Cin, 16 * s.C, true, s.C, false, false);
+  if (transposed) return packed(U, s.Cin, 16 * s.C, true, s.C, false, bf16);
   for (int64_t e = 0; e < 16; ++e)
     for (int64_t c = 0; c < s.C; ++c)
       for (int64_t i = 0; i < s.Cin; ++i) out[(c * 16 + e) * s.Cin + i] = U[(e * s.C + c) * s.Cin + i];
-  return packed(out, s.C, 16 * s.Cin, false, s.Cin, false, false);
+  return packed(out, s.C, 16 * s.Cin, false, s.Cin, false, bf16);
 }
 
 // (B, Cin, H, W) to (B, H, W, Cin), or back.
@@ -97,7 +97,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Inputs in{random.normal(B * s.Cin * s.H * s.W, 1, 0, bf), random.normal(s.C * a.K, 1 / std::sqrt(double(a.K)), 0, bf),
                   random.normal(s.C, 0.1, 0, bf), random.normal(tokens * s.C, 1, 0, bf)};
   const Array x(s.channels_last ? permuted(s, in.x, false) : in.x, bf), dout(in.dout, bf), bias = Array::padded(in.bias);
-  a.bf16 = set.bf16, a.winograd = suits_winograd(a), a.by_rows = suits_rows(a);
+  a.bf16 = set.bf16, a.winograd = suits_winograd(a, kTiled<BFloat16>), a.by_rows = suits_rows(a);
   const Array weight = weight_panels(s, a, in.weight, true, bf, set.bf16), out(tokens * s.C, bf);
   const bool choice = s.relu || s.pool.kh * s.pool.kw > 1;
   const Guarded winner(choice ? tokens * a.Cp : 0);
