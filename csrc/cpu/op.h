@@ -29,9 +29,7 @@ constexpr int64_t kForwardSlices = 4;
 // Gradients are summed for each slice: those of many threads take much memory, and long to add up.
 inline int64_t backward_slices() { return at::get_num_threads() > 16 ? 1 : 2; }
 
-inline int64_t count_slices(int64_t items, int64_t per_thread) {
-  return std::min(items, per_thread * at::get_num_threads());
-}
+inline int64_t count_slices(int64_t items, int64_t per_thread) { return std::min(items, per_thread * at::get_num_threads()); }
 
 // f(first, last, slot) over `items` in contiguous slices, at most `per_thread` for each thread. The slices, and so every sum
 // made over one, are the same from run to run for a given number of threads. Which thread has one is not: a thread that is
