@@ -45,24 +45,38 @@ def test_tiles_are_the_same_in_any_batch(threads):
         assert torch.equal(conv_tokenizer(images[i : i + 1], weight, padding=1)[0], together[i])
 
 
-@pytest.mark.parametrize("size", [(1, 9), (9, 1), (150, 130)])
-def test_tall_wide_and_large_images_in_tiles(size):
-    """More than one band and part of an image; images of a line are left to im2col."""
-    t = {"x": torch.randn(2, 32, *size), "weight": torch.randn(9, 32, 3, 3) / 17}
-    options = {"padding": 1}
+def compare_by_hand(x, weight, dtype, **options):
+    t = {"x": x.to(dtype), "weight": weight.to(dtype)}
     dout = torch.randn_like(reference.conv_tokenizer(**t, **options))
     exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, options, dout.double())
     plain, ours = (run(op, t, options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
     for name, value in ours.items():
-        assert_no_worse(name, value, plain[name], exact[name], F32)
+        assert_no_worse(name, value, plain[name], exact[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (150, 130), (7, 6), (13, 5)])
+def test_tall_wide_and_large_images_in_tiles(isa, size, dtype):
+    """More than one band and part of an image, blocks of an odd number of tiles; images of a line are left to im2col."""
+    options = {} if dtype == F32 else {"relu": False, "pool": None}  # so that no rounding chooses another winner
+    compare_by_hand(torch.randn(2, 32, *size), torch.randn(9, 32, 3, 3) / 17, dtype, padding=1, **options)
+
+
+def test_kernel_rows_longer_than_a_sum_of_floats(isa):
+    """320 elements each, more than gemm.h sums in one chain."""
+    compare_by_hand(torch.randn(2, 64, 11, 10), torch.randn(128, 64, 5, 5) / 40, F32, padding=2)
 
 
 def test_a_changed_weight_is_transformed_anew():
+    """And what is kept for float32 products is not used for bfloat16 ones, nor the other way round."""
     x, weight = torch.randn(1, 32, 6, 6), torch.randn(9, 32, 3, 3)
     for change in (lambda: weight.mul_(2), lambda: weight.data.add_(1), lambda: weight.numpy().__setitem__((3, 5, 1, 1), 7.0)):
         conv_tokenizer(x, weight)
         change()
-        torch.testing.assert_close(conv_tokenizer(x, weight), reference.conv_tokenizer(x, weight), atol=1e-4, rtol=1e-4)
+        plain = reference.conv_tokenizer(x, weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(conv_tokenizer(x, weight).float(), plain, atol=0.5, rtol=0.05)
+        torch.testing.assert_close(conv_tokenizer(x, weight), plain, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "generic"], indirect=True)
