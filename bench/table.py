@@ -3,6 +3,7 @@ there and all rows into bench/results/README.md, `--chart FILE.png` draws the mo
 last counts."""
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -87,15 +88,17 @@ def chart(machines, path):
     """Whole models, a panel for each kind and a mark for each machine: ours against the best peer; logarithmic."""
     from matplotlib.figure import Figure
 
-    panels = {kind: {} for kind in CHARTED}  # {kind: {label of a line: {machine: ratio}}}
-    names = []
-    for rows in machines.values():
-        facts = rows[-1]["machine"]
-        names.append(facts.get("gpu") or ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"]))
+    panels = {kind: {} for kind in CHARTED}  # {kind: {label of a line: {(machine, device): ratio}}}
+    names = {}
+    for machine, rows in machines.items():
         for row in rows:
-            if row["kind"] in panels and "ours" in row["peers"] and best_peer(row):
-                place = (row["what"], row["dtype"], row["batch"])
-                panels[row["kind"]].setdefault(place, {})[names[-1]] = best_peer(row)[1] / row["peers"]["ours"]["median"]
+            if row["kind"] not in panels or "ours" not in row["peers"] or not best_peer(row):
+                continue
+            facts, series = row["machine"], (machine, row["device"])
+            cpu = ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"])
+            names[series] = cpu if row["device"] == "cpu" else facts["gpu"]
+            place = (row["what"], row["dtype"], row["batch"])
+            panels[row["kind"]].setdefault(place, {})[series] = best_peer(row)[1] / row["peers"]["ours"]["median"]
     panels = {kind: lines for kind, lines in panels.items() if lines}
     models = list(dict.fromkeys(what for lines in panels.values() for what, _, _ in lines))
     heights = [len(lines) + 1.5 for lines in panels.values()]
@@ -105,8 +108,8 @@ def chart(machines, path):
         places = sorted(lines, key=lambda place: (models.index(place[0]), *place[1:]))
         for y, place in enumerate(places):
             axes.plot([1, *lines[place].values()], [y] * (1 + len(lines[place])), color="#cccccc", linewidth=1, zorder=1)
-        for name, (marker, colour) in zip(names, MARKS, strict=False):
-            points = [(lines[place][name], y) for y, place in enumerate(places) if name in lines[place]]
+        for (series, name), (marker, colour) in zip(names.items(), itertools.cycle(MARKS), strict=False):
+            points = [(lines[place][series], y) for y, place in enumerate(places) if series in lines[place]]
             axes.scatter(*zip(*points, strict=True) if points else ([], []), 26, colour, marker=marker, label=name, zorder=2)
         axes.set_yticks(range(len(places)), [f"{what}, batch {batch}, {dtype}" for what, dtype, batch in places], fontsize=8)
         axes.set_title(CHARTED[kind], loc="left", fontsize=10, fontweight="bold")

@@ -28,7 +28,8 @@ def conv_tokenizer(
 
     Under autocast the products run in its dtype; x, the parameters and the result of the kernels keep theirs. Training
     saves one byte for each pooled element instead of the convolved image. On the CPU, 3 x 3 kernels of stride 1 over 32, 48,
-    64, ... channels run in float32 by Winograd's minimal filtering: a NaN or infinity in x spreads to its tile of 2 x 2 pixels.
+    64, ... channels run by Winograd's minimal filtering (in bfloat16 not with AMX): a NaN or infinity in x spreads to its tile
+    of 2 x 2 pixels.
 
     Returns: (B, N, C) or (B, C, H', W') in the dtype of x; sums are float32 (float64 for float64 input). The kernels lay
         (B, C, H', W') out channels-last, as they read x best.

@@ -62,6 +62,13 @@ def test_tall_wide_and_large_images_in_tiles(isa, size, dtype):
     compare_by_hand(torch.randn(2, 32, *size), torch.randn(9, 32, 3, 3) / 17, dtype, padding=1, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("channels", [80, 96])
+def test_tiles_of_channels_between_whole_panels(isa, channels, dtype):
+    x, weight = torch.randn(2, channels, 9, 6), torch.randn(70, channels, 3, 3) / 27
+    compare_by_hand(x, weight, dtype, padding=1, relu=False, pool=None)
+
+
 def test_kernel_rows_longer_than_a_sum_of_floats(isa):
     """320 elements each, more than gemm.h sums in one chain."""
     compare_by_hand(torch.randn(2, 64, 11, 10), torch.randn(128, 64, 5, 5) / 40, F32, padding=2)

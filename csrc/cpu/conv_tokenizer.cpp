@@ -498,7 +498,7 @@ void winograd_gradients(const ConvArgs& a, int64_t b, Range own, Range seeing, R
   float *image = take<float>(scratch, a.image_size), *dx = take<float>(scratch, a.dx_size);
   const bool need_x = a.dx && y.first < y.last, together = need_x && own.first == seeing.first && own.last == seeing.last;
   WinogradPass<T> w{};
-  w.line = take<float>(scratch, 2 * most(a.Cin, kPanel)), w.dV = take<float>(scratch, 16 * rows * a.Cin);
+  w.line = take<float>(scratch, 2 * most(a.Cin, kPanel)), w.dV = take<float>(scratch, 16 * rows * round_up64(a.Cin));
   w.V = take<T>(scratch, 16 * rows * a.Cin), w.Z = take<T>(scratch, 16 * rows * kPanel);
   w.pairs = take<T>(scratch, pairs), w.panel = take<T>(scratch, pairs ? rows * kPanel : 0);
   auto pass = [&](Range r, bool dweight, bool dx_too) {

@@ -145,8 +145,8 @@ constexpr int64_t kTileRows = 32;                                    // of a pro
     a.tile_rows = larger(1, smaller(64 / tile_columns(a), (a.part_pixels / a.Wc + 1) / 2));
     a.image_size = smaller(a.H, own + 4) * a.W * a.Cin;
     const int64_t rows = backward_tiles(a), all = 16 * rows;
-    return scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, a.dx_size, 2 * larger(a.Cin, 64), all * a.Cin,
-                          all * a.Cin, all * 64, a.bf16 ? all * a.Cin : 0, a.bf16 ? rows * 64 : 0});
+    return scratch_bytes({2 * a.Cp, (a.part_pixels + 32) * a.Cp, a.image_size, a.dx_size, 2 * larger(a.Cin, 64),
+                          all * round_up64(a.Cin), all * a.Cin, all * 64, a.bf16 ? all * a.Cin : 0, a.bf16 ? rows * 64 : 0});
   }
   const int64_t matrix = (a.block + 32) * larger(a.columns, a.Cp), dconv = (a.part_pixels + 32) * a.Cp;
   return scratch_bytes({2 * a.Cp, dconv, a.image_size, matrix, larger(matrix, dconv), matrix, a.block * 64, a.dx_size});

@@ -298,7 +298,7 @@ CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t ld
 }
 #endif
 
-// C (M, 64) = or += A panel, or at least the first `columns` of it. With AMX, C and A reach to the next multiple of 16 rows.
+// C (M, 64) = or += A panel, or at least the first `columns` of it: all 64 may be written. With AMX, C and A reach to the next multiple of 16 rows.
 template <bool kAdd, typename T>
 CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                         int64_t columns = kPanel) {

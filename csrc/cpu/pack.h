@@ -107,7 +107,7 @@ CCT_INLINE uint32_t* panel_words(T* panel, int64_t t, int64_t c, int64_t depth) 
 }
 
 // Rows [0, K) of the panel of B = src (K, 64), row-major, whose packed depth is `depth`: the rows run along K, which is a
-// multiple of 32.
+// multiple of 32, or of the group where there are no tiles.
 template <typename T>
 CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K, int64_t depth) {
   if constexpr (kTiled<T>) {

@@ -69,12 +69,13 @@ void input_tiles(const ConvArgs& a, const float* image, int64_t y0, int64_t s0, 
     }
 }
 
-// The adjoint: dx += B dV B^T. `outside` takes what falls outside the rows y0 to y1 of dx.
+// The adjoint: dx += B dV B^T, dV (16, tiles, Cin) with whole panels of memory a tile. `outside` takes what falls outside the
+// rows y0 to y1 of dx.
 static void input_tiles_adjoint(const ConvArgs& a, const float* dV, int64_t s0, int64_t s1, float* dx, int64_t y0, int64_t y1,
                                 float* outside) {
-  const int64_t step = (s1 - s0) * tile_columns(a) * a.Cin;
+  const int64_t ld = round_up64(a.Cin), step = (s1 - s0) * tile_columns(a) * ld;
   for (int64_t s = s0; s < s1; ++s)
-    for (int64_t t = 0; t < tile_columns(a); ++t, dV += a.Cin) {
+    for (int64_t t = 0; t < tile_columns(a); ++t, dV += ld) {
       float* pixel[4][4];
       tile_pixels(2 * s - a.conv.ph - y0, 2 * t - a.conv.pw, y1 - y0, a.W, 0, a.Cin, dx, outside, pixel);
       for (int64_t c = 0; c < a.Cin; c += kLanes) {
@@ -197,7 +198,7 @@ CCT_INLINE void zero_behind(int64_t tiles, int64_t rows, int64_t columns, T* m) 
 // V^T Z into dweight, and B (Z U^T) B^T into dx.
 template <typename T>
 void winograd_backward(const ConvArgs& a, const WinogradPass<T>& w) {
-  const int64_t P = panels(a.C), Q = panels(a.Cin), last = (w.r1 + 1) / 2;
+  const int64_t P = panels(a.C), Q = panels(a.Cin), ld = Q * kPanel, last = (w.r1 + 1) / 2;
   float *zeros = w.line, *outside = w.line + larger(a.Cin, kPanel);
   for (int64_t c = 0; c < larger(a.Cin, kPanel); c += kLanes) store(zeros + c, Vec{}), store(outside + c, Vec{});
   for (int64_t s = w.r0 / 2, end; s < last; s = end) {
@@ -219,10 +220,10 @@ void winograd_backward(const ConvArgs& a, const WinogradPass<T>& w) {
         for (int64_t q = 0; w.dx && q < Q; ++q) {
           Panel<T> weight = weight_panel<T>(a.weight_back, e * Q + q, a.C).from(p * kPanel);
           weight.bytes = 0;  // the next one's part does not lie in one piece
-          float* out = w.dV + e * tiles * a.Cin + q * kPanel;
+          float* out = w.dV + e * tiles * ld + q * kPanel;
           const int64_t columns = smaller(kPanel, a.Cin - q * kPanel);
-          p ? product<true>(tiles, depth, Z, kPanel, weight, out, a.Cin, columns)
-            : product<false>(tiles, depth, Z, kPanel, weight, out, a.Cin, columns);
+          p ? product<true>(tiles, depth, Z, kPanel, weight, out, ld, columns)
+            : product<false>(tiles, depth, Z, kPanel, weight, out, ld, columns);
         }
       }
     }

@@ -152,6 +152,7 @@ void test(const std::string& where, const Setting& set) {
                          {2, 9, 6, 5, 3, {5, 5, 1, 2, 2, 2}, pool, true, true},
                          {2, 48, 5, 7, 66, {3, 3, 1, 1, 2, 1}, pool, true, false},
                          {1, 32, 4, 3, 5, {3, 3, 1, 1, 1, 0}, pixel, false, true},
+                         {1, 96, 5, 5, 66, {3, 3, 1, 1, 1, 1}, pixel, false, true},
                          {1, 32, 6, 15, 65, {7, 7, 2, 1, 3, 0}, pool, true, true},
                          {1, 32, 5, 12, 65, {7, 7, 3, 1, 2, 1}, pixel, false, false},
                          {1, 3, 13, 7, 5, {2, 2, 5, 5, 0, 0}, {2, 2, 1, 1, 1, 1}, true, false}})
