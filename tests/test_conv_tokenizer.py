@@ -24,17 +24,22 @@ def test_parity_at_each_instruction_set(isa, threads, case, dtype):
         compare(case, dtype, lambda **kw: conv_tokenizer(**kw, backend="cpu"))
 
 
+def compare_tensors(t, **options):
+    """The numerics rule on the tensors `t`, all of one dtype, where there is no case of these sizes."""
+    dout = torch.randn_like(reference.conv_tokenizer(**t, **options))
+    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, options, dout.double())
+    plain, ours = (run(op, t, options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
+    for name, value in ours.items():
+        assert_no_worse(name, value, plain[name], exact[name], dout.dtype)
+
+
 @pytest.mark.parametrize("case", [ODD, TILES], ids=lambda c: c.name)
 @pytest.mark.parametrize("B", [1, 2, 3, 5])
 def test_shares_of_an_image_meet(threads, B, case):
     """Few images are divided among the threads; neighbouring bands and parts share rows."""
     t = make_inputs(case, F32)
     t["x"] = torch.randn(B, *t["x"].shape[1:])
-    dout = torch.randn_like(reference.conv_tokenizer(**t, **case.options))
-    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, case.options, dout.double())
-    plain, ours = (run(op, t, case.options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
-    for name, value in ours.items():
-        assert_no_worse(name, value, plain[name], exact[name], F32)
+    compare_tensors(t, **case.options)
 
 
 def test_tiles_are_the_same_in_any_batch(threads):
@@ -45,33 +50,25 @@ def test_tiles_are_the_same_in_any_batch(threads):
         assert torch.equal(conv_tokenizer(images[i : i + 1], weight, padding=1)[0], together[i])
 
 
-def compare_by_hand(x, weight, dtype, **options):
-    t = {"x": x.to(dtype), "weight": weight.to(dtype)}
-    dout = torch.randn_like(reference.conv_tokenizer(**t, **options))
-    exact = run(reference.conv_tokenizer, {n: v.double() for n, v in t.items()}, options, dout.double())
-    plain, ours = (run(op, t, options, dout) for op in (reference.conv_tokenizer, conv_tokenizer))
-    for name, value in ours.items():
-        assert_no_worse(name, value, plain[name], exact[name], dtype)
-
-
 @pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("size", [(1, 9), (9, 1), (150, 130), (7, 6), (13, 5)])
 def test_tall_wide_and_large_images_in_tiles(isa, size, dtype):
     """More than one band and part of an image, blocks of an odd number of tiles; images of a line are left to im2col."""
     options = {} if dtype == F32 else {"relu": False, "pool": None}  # so that no rounding chooses another winner
-    compare_by_hand(torch.randn(2, 32, *size), torch.randn(9, 32, 3, 3) / 17, dtype, padding=1, **options)
+    x, weight = torch.randn(2, 32, *size), torch.randn(9, 32, 3, 3) / 17
+    compare_tensors({"x": x.to(dtype), "weight": weight.to(dtype)}, padding=1, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("channels", [80, 96])
 def test_tiles_of_channels_between_whole_panels(isa, channels, dtype):
     x, weight = torch.randn(2, channels, 9, 6), torch.randn(70, channels, 3, 3) / 27
-    compare_by_hand(x, weight, dtype, padding=1, relu=False, pool=None)
+    compare_tensors({"x": x.to(dtype), "weight": weight.to(dtype)}, padding=1, relu=False, pool=None)
 
 
 def test_kernel_rows_longer_than_a_sum_of_floats(isa):
     """320 elements each, more than gemm.h sums in one chain."""
-    compare_by_hand(torch.randn(2, 64, 11, 10), torch.randn(128, 64, 5, 5) / 40, F32, padding=2)
+    compare_tensors({"x": torch.randn(2, 64, 11, 10), "weight": torch.randn(128, 64, 5, 5) / 40}, padding=2)
 
 
 def test_a_changed_weight_is_transformed_anew():
