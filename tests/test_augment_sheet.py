@@ -55,7 +55,13 @@ def test_a_folder_can_be_shown(tmp_path):
     assert (200, 0, 0) in colours and (0, 0, 200) in colours
 
 
-def test_mistakes_are_named(capsys):
+def test_mistakes_are_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["data", "show", "--output", str(tmp_path / "file" / "sheet.png")]) == 2
+    assert "cannot make this folder" in capsys.readouterr().err
+    (tmp_path / "sheet.png").mkdir()
+    assert main(["data", "show", "--img-size", "8", "--output", str(tmp_path / "sheet.png")]) == 1
+    assert f"cannot save to {tmp_path}: Is a directory" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["data", "show", "--mixup-alpha", "1"])
     assert "--mixup" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Checkpoints: both formats, fitting to other sizes and classes, released weights, and files that are broken or hostile."""
 
 import argparse
+import errno
 import hashlib
 import json
 import logging
@@ -391,6 +392,24 @@ def test_download_once_and_record_the_digest(cache, monkeypatch, released):
     record = (cache / f"{FILE}.sha256").read_text()
     assert record == f"{hashlib.sha256(content).hexdigest()}  {FILE}\n"
     assert sorted(os.listdir(cache)) == [FILE, f"{FILE}.sha256"]
+
+
+def test_a_digest_that_was_cut_off_is_recorded_anew(cache, monkeypatch, released):
+    Site(monkeypatch, released[1])
+    record = cache / f"{FILE}.sha256"
+    create_model("cct_7_3x1_32", pretrained=True)
+    whole = record.read_text()
+    record.write_text("")
+    create_model("cct_7_3x1_32", pretrained=True)
+    assert record.read_text() == whole
+    record.unlink()
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pretrained, "write_atomically", full)
+    with pytest.raises(CheckpointError, match=r"sha256: cannot be written \(No space left on device\); make room"):
+        create_model("cct_7_3x1_32", pretrained=True)
 
 
 def test_a_file_put_there_by_hand_is_used(cache, monkeypatch, released):

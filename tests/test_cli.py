@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+import cct.data
 from cct.cli import main
-from cct.models import create_model
+from cct.models import create_model, pretrained
 from cct.models.checkpoints import load_checkpoint
 from cct.training import run_folder
 
@@ -184,6 +185,16 @@ def test_eval_of_a_file_that_does_not_say_its_model(tmp_path, photos, capsys, ru
     assert "does not say how to prepare images" in fails(capsys, "predict", file, "x.png")
     assert main([*words, "--data", "folder", "--data-dir", str(photos)]) == 0
     assert "folder test top-1" in capsys.readouterr().out
+
+
+def test_eval_of_released_weights_prepares_images_as_the_official_one(tmp_path, photos, monkeypatch):
+    file, asked, real = tmp_path / "official.pth", {}, cct.data.load
+    torch.save(create_model("cct_2_3x2", num_classes=2, img_size=8).state_dict(), file)
+    monkeypatch.setitem(pretrained.RELEASED, "cct_2_3x2", pretrained.Released("official.pth", "folder"))
+    monkeypatch.setitem(pretrained.PIXELS, "folder", ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.5))
+    monkeypatch.setattr(cct.data, "load", lambda *args, **kwargs: asked.update(kwargs) or real(*args, **kwargs))
+    assert main(["eval", str(file), "--model", "cct_2_3x2", "--data", "folder", "--data-dir", str(photos)]) == 0
+    assert (asked["crop_pct"], asked["interpolation"]) == (0.5, "bicubic")
 
 
 def test_predict(run, photos, capsys):

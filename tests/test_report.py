@@ -132,6 +132,27 @@ def test_report(folder, capsys):
     assert not re.search("#(0072b2|222222)", page.partition("</style>")[2], re.IGNORECASE)  # colours follow the page
 
 
+def test_figures_4_to_7_have_a_line_for_each_model(tmp_path, capsys):
+    publish(tmp_path, "cct_7_3x2-cifar10", 95.0, epochs=3)
+    publish(tmp_path, "cct_7_3x2-figure4-1000", 80.0, epochs=3)
+    publish(tmp_path, "cct_7_3x2-figure4-500", 70.0, epochs=2, finished=False)
+    publish(tmp_path, "cct_7_3x2_none-cifar10", 94.0, epochs=3)
+    tables = summary.tables(results.records(tmp_path))
+    drawn = figures.by_number(tables)
+    assert list(drawn) == ["Figure 4", "Figure 5", "Figure 6", "Figure 7"]
+    [axes] = drawn["Figure 4"].axes
+    assert [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines] == [
+        ("CCT-7/3x2, CIFAR-10", [[500, 70], [1000, 80], [5000, 95]])
+    ]
+    assert "not finished" in axes.get_xlabel() and "not finished" not in drawn["Figure 5"].axes[0].get_xlabel()
+    assert {line.get_label() for line in drawn["Figure 6"].axes[0].lines} == {
+        f"CCT-7/3x2 {kind}, CIFAR-10" for kind in ("learnable", "none")
+    }
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert Image.open(tmp_path / "report" / "figure4.png").size[0] > 700
+    assert "![Figure 4](figure4.png)" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def test_report_of_nothing(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path / "new" / "page")]) == 0
     page = (tmp_path / "new" / "page" / "report.html").read_text(encoding="utf-8")

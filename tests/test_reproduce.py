@@ -13,7 +13,7 @@ import pytest
 
 from cct import recipes
 from cct.cli import main
-from cct.commands.runs import Runs, _sessions
+from cct.commands.runs import Runs, _told
 from cct.reports import results
 from cct.reports.curves import read_metrics
 from cct.training import run_folder
@@ -180,7 +180,34 @@ def test_the_record_has_the_sessions_of_the_state(folder, monkeypatch):
         job.folder.mkdir(parents=True, exist_ok=True)
         job.record["sessions"] = known
         run_folder.save_state(job.folder, {**state, "sessions": told})
-        assert _sessions(job) == expected
+        assert _told(job) == {"sessions": expected}
+    run_folder.save_state(job.folder, {**state, "sessions": [first], "split": "5 train, 1 test"})
+    assert _told(job)["data_split"] == "5 train, 1 test"
+    (job.folder / ".resume.pt.7.tmp").touch()  # another process is saving
+    for name in (run_folder.STATE, run_folder.PREVIOUS):
+        (job.folder / name).write_bytes(b"damage")
+    assert _told(job) == {} and (job.folder / ".resume.pt.7.tmp").exists()
+
+
+def test_a_run_does_not_go_on_under_another_recipe(folder, capfd):
+    words = ["reproduce", "2", "--set", "lr=0.001"]
+    assert main(words) == 0
+    run = folder / "runs" / "reproduce" / "tiny-lr=0.001"
+    (run / "seed-42.json").unlink()  # as if it had not been finished
+    recipes.path("tiny").write_text(TINY.replace("num_heads: 1", "num_heads: 2"))
+    recipes.read.cache_clear()
+    capfd.readouterr()
+    assert main(words) == 2
+    err = capfd.readouterr().err
+    assert f"{run.relative_to(folder)}/seed-42: was begun with model_kwargs {{" in err and "but tiny says {" in err
+
+
+def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):
+    runs = runs_of(folder, monkeypatch, "")[0]
+    runs.changes = {"pretrained": "weights/base.pth"}
+    first, second = (runs.job(name, 0).folder for name in ("tiny", "another"))
+    assert first.parent.name == "tiny-pretrained=weights_base.pth" and first.parent.parent == folder / "runs"
+    assert second.parent.name != first.parent.name  # the name under which results are published
 
 
 def runs_of(folder, monkeypatch, script, budget=None):

@@ -131,12 +131,36 @@ def test_forms_of_the_official_files(name, text, value):
         ({"mean": ["x"]}, r"mean: got \['x'\], expected numbers such as 0.5 1.0"),
         ({"reprob": 1.5}, "reprob: got 1.5, expected at most 1"),
         ({"val_split": "tset"}, "val_split: got 'tset', expected a fraction or one of val, valid"),
+        ({"seed": 2**63}, f"seed: got {2**63}, expected at most {2**63 - 1}"),
+        ({"epochs": 10**400}, "epochs: got 1000"),
+        ({"model_kwargs": {"num_classes": 5}}, "model_kwargs: num_classes is not given here; the data decide"),
+        ({"model_kwargs": {"img_size": 5}}, "model_kwargs: img_size is not given here; use img_size: SIDE"),
         ({"drop": 0.1, "model_kwargs": {"dropout": 0.2}}, "model_kwargs: dropout is given by its own key too"),
     ],
 )
 def test_wrong_forms_name_the_key(values, message):
     with pytest.raises(ConfigError, match=message):
         Config(**values)
+
+
+def test_a_flag_that_names_the_data_leaves_the_file_its_schedule(tmp_path):
+    timm = write(tmp_path / "timm.yaml", "dataset: cifar10\nsched: cosine\ncrop_padding: 2\n")
+    ours = write(tmp_path / "ours.yaml", "data: mnist\nsched: constant\n")
+    config = resolve({"dataset": "torch/cifar10"}, timm)
+    assert (config.data, config.sched, config.crop_padding, config.hflip) == ("cifar10", "cosine", 2, 0.5)
+    config = resolve({"dataset": "mnist"}, ours)
+    assert (config.sched, config.drop_last, config.hflip, config.crop_padding) == ("constant", False, None, None)
+    assert resolve({"dataset": "mnist", "sched": "step"}, ours).sched == "step"
+    config = resolve({"dataset": "mnist"})  # timm's command line
+    assert (config.sched, config.drop_last, config.hflip, config.model_ema_decay) == ("step", True, 0.5, 0.9998)
+
+
+def test_a_resized_crop_is_cut_from_the_whole_image():
+    def stream(**values):
+        return Config(**values).data_arguments()["stream"]
+
+    assert stream(data="folder", scale=(0.1, 1)) is True and stream(data="folder") is None
+    assert stream(data="folder", scale=(0.1, 1), stream=False) is False and stream(data="cifar10", scale=(0.1, 1)) is None
 
 
 def test_keys_of_timm(tmp_path, caplog):
@@ -249,6 +273,7 @@ def test_official_files_run_unchanged(official, tmp_path):
         epochs=epochs, warmup_epochs=warmup, warmup_lr=float(warmup_lr), cooldown_epochs=10,
         scale=tuple(scale), aa="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, mixup_off_epoch=off, reprob=reprob,
         drop_last=True, crop_padding=0, hflip=0.5, smoothing=0.1, amp="bf16", device="cpu",
+            model_ema_decay=0.9998,
     )  # fmt: skip
     if model:
         assert config.model in list_models()
@@ -261,4 +286,4 @@ def test_recipes_are_the_official_files(tmp_path):
     text = "dataset: cifar10\nmodel: cct_7-3x1_32\nreprob: 0\nmixup_off_epoch: 175\nscale: [0.8, 1.0]\nbatch_size: 128\n"
     text += "lr: 55e-5\nmin_lr: 1e-5\nsched: cosine\nweight_decay: 6e-2\nepochs: 300\nwarmup_epochs: 10\nwarmup_lr: 0.00001\n"
     official = resolve({}, write(tmp_path / "a.yml", text + COMMON))
-    assert official == resolve({"crop_padding": 0}, recipes.path("cct_7_3x1-cifar10"))
+    assert official == resolve({"crop_padding": 0, "model_ema_decay": 0.9998}, recipes.path("cct_7_3x1-cifar10"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_loop import weights
+from test_training_loop import assert_same_run, weights
 
 from cct.cli import main
 from cct.reports.curves import read_metrics
@@ -93,6 +93,21 @@ def test_a_lost_worker_ends_the_others_and_the_run_goes_on(tmp_path, capsys):
     finished(torchrun("--resume", run))
     assert main(["train", *flags, "--output", str(tmp_path / "one"), "--accumulate-steps", "2"]) == 0
     assert_same_to_rounding(tmp_path / "one", run)
+
+
+def test_two_workers_that_are_stopped_go_on_to_the_same_bits(tmp_path):
+    flags = [*FLAGS, "--epochs", "4", *TINY, "dropout=0.1", "--mixup", "0.8", "--model-ema", "--save-seconds", "0"]
+    finished(torchrun(*flags, "--output", tmp_path / "whole"))
+    process, run = torchrun(*flags, "--output", tmp_path / "parts"), tmp_path / "parts"
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert 1 <= len(read_metrics(run / "metrics.csv")) < 4
+    finished(torchrun("--resume", run))
+    assert_same_run(run, tmp_path / "whole")
 
 
 def test_the_parts_of_the_workers_cover_everything_once():

@@ -22,7 +22,7 @@ from cct.models.checkpoints import load_checkpoint
 from cct.reports.curves import read_metrics
 from cct.training import objective, run_folder, sessions
 from cct.training import run as run_module
-from cct.training.config import ConfigError, resolve
+from cct.training.config import Config, ConfigError, resolve
 from cct.training.loop import resume, train
 from cct.training.metrics import best_row, summary
 from cct.training.progress import Log
@@ -287,11 +287,11 @@ def test_never_overwrites(tmp_path, monkeypatch):
         train(configure(folder), log=Quiet())
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ConfigError, match="not empty; choose another"):
-        run_folder.create(tmp_path, "digits", "m")
+        run_folder.create(Config(output=str(tmp_path), model="m"))
     with pytest.raises(ConfigError, match=r"cannot make this folder \(Not a directory\)"):
-        run_folder.create(folder / "config.yaml" / "x", "digits", "m")
+        run_folder.create(Config(output=str(folder / "config.yaml" / "x"), model="m"))
     monkeypatch.chdir(tmp_path)
-    made = [run_folder.create(None, "digits", "m") for _ in range(3)]
+    made = [run_folder.create(Config(model="m")) for _ in range(3)]
     assert [re.fullmatch(r"digits-m-\d{4}-\d\d-\d\d-(\d)", path.name)[1] for path in made] == ["1", "2", "3"]
 
 
@@ -354,6 +354,23 @@ def test_a_full_disk_leaves_the_last_save_whole(tmp_path, monkeypatch, whole_run
     monkeypatch.setattr(Path, "write_bytes", real)
     resume(tmp_path / "run", log=Quiet())
     assert_same_run(tmp_path / "run", whole_run)
+
+
+def test_a_run_that_could_not_save_once_starts_again(tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = configure(tmp_path / "run", epochs=1)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match=r"the disk is full\. Mend that, then start it again"):
+        train(config, log=Quiet())
+    monkeypatch.setattr(Path, "write_bytes", real)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    with pytest.raises(ConfigError, match="the folder is not empty; choose another --output"):
+        train(configure(tmp_path / "run", epochs=2), log=Quiet())  # another run: that file could be anybody's
+    assert train(config, log=Quiet()).exit_code == 0
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cct.models.checkpoints import load_checkpoint
+from cct.models.pretrained import RELEASED
 from cct.training.config import ConfigError
 from cct.training.setup import choose_device, make_model
 
@@ -26,6 +27,12 @@ def open_checkpoint(path, model_name=None, *, preprocessing=False):
     if not hasattr(model, "img_size"):
         raise ConfigError(f"{path}: holds {name}, a text model; this command takes image models")
     return model.eval(), config
+
+
+def released_preprocessing(model, data):
+    """How the official evaluation prepares the images of this data set for a model with released weights; {} for others."""
+    released = RELEASED.get(model.config["name"])
+    return model.preprocessing if released is not None and released.data == data else {}
 
 
 def open_classifier(args):

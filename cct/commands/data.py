@@ -56,9 +56,13 @@ def run(args):
 
 def run_show(args):
     """Draw the contact sheet."""
+    from pathlib import Path
+
     import cct.data
     from cct.reports.sheet import draw_sheet
     from cct.training.setup import make_augment, resolved_crop_and_flip
+
+    from .output import writing_to
 
     named = args.what is None or args.what in cct.data.NAMES
     args.folder = None if named else args.what
@@ -68,5 +72,6 @@ def run_show(args):
     config = resolve(flags, args.config and recipes.find(args.config))
     data = cct.data.load(config.data, config.data_dir, **config.data_arguments())
     augment = make_augment(dataclasses.replace(config, **resolved_crop_and_flip(config, data.augment)))
-    draw_sheet(data, augment, args.output, seed=config.seed, title=f"{data.name}: {augment.summary()}")
+    with writing_to(Path(args.output).parent):
+        draw_sheet(data, augment, args.output, seed=config.seed, title=f"{data.name}: {augment.summary()}")
     print(f"{args.output}: {data.name}, {augment.summary()}")

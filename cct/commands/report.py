@@ -8,13 +8,15 @@ examples:
   cct report --output ~/page
 
 Writes report.md, report.html (one page that needs no other file), and the figures as PNG: accuracy against size as in Figure 3
-of the paper, learning curves, accuracy against time. The numbers are those that `cct reproduce` put into RESULTS/runs.
+of the paper, Figures 4 to 7 where they were run, learning curves, accuracy against time. The numbers are those that
+`cct reproduce` put into RESULTS/runs.
 """
 
 SIZE = (
     "Accuracy and size, Figure 3 of the paper: CIFAR-10 results of models below 12 million parameters as printed, "
     "and, as rings, those run here."
 )
+NUMBER = "Fewer training images and other image sizes, Figures 4 to 7 of the paper, as far as they were run here."
 CURVES = "Held-out accuracy after each epoch."
 TIME = "Held-out accuracy against the wall clock since the start of the process."
 
@@ -41,6 +43,8 @@ def run(args):
     runs = results.records(args.results)
     tables = summary.tables(runs)
     drawings = [(SIZE, "accuracy-size", "Accuracy and size", figures.by_size(tables))]
+    for name, figure in figures.by_number(tables).items():
+        drawings.append((NUMBER, name.lower().replace(" ", ""), name, figure))
     for caption, kind, draw in ((CURVES, "learning-curves", figures.learning_curves), (TIME, "accuracy-time", figures.by_time)):
         drawings += [(caption, f"{kind}-{name}", f"{caption} {name}", figure) for name, figure in draw(runs).items()]
     pictures = {}

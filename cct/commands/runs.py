@@ -14,12 +14,12 @@ from pathlib import Path
 from cct import recipes
 from cct.reports.results import read_json, write_json
 from cct.training import run_folder, sessions
-from cct.training.config import ConfigError, read_yaml, resolve
+from cct.training.config import FIELDS, ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
+from cct.training.loop import MACHINE as RESUMED_ANEW
 from cct.training.schedules import total_epochs
 
 MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
-UNTRAINED = {"config.yaml", "run.lock"}  # what a run that was stopped before its first save leaves
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Runs:
         config = resolve(self.changes, recipes.path(recipe))
         seed = config.seed + n
         changes = [f"{name}={_text(value, ',')}" for name, value in self.changes.items()]
-        folder = self.root / "-".join([recipe, *changes]) / f"seed-{seed}"
+        folder = self.root / "-".join([recipe, *changes]).replace("/", "_") / f"seed-{seed}"
         words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in _flag(name, value))]
         command = shlex.join(["cct", "train", "-c", recipe, *words])
         record = {"recipe": recipe, "changes": " ".join(changes), "seed": seed, "command": command}
@@ -80,7 +80,7 @@ class Runs:
         job = Job(recipe, folder, record, words, self.machine_words, tuple(sizes))
         if job.record_path.is_file():
             kept = read_json(job.record_path)
-            record |= {key: kept[key] for key in ("finished", "sessions", "at") if key in kept}
+            record |= {key: kept[key] for key in ("finished", "sessions", "at", "data_split") if key in kept}
         return job
 
     def go(self, jobs, publish):
@@ -105,13 +105,16 @@ class Runs:
         return code
 
     def _run(self, job, interrupt):
-        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, else 0."""
+        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, 2 when it cannot go on, else 0."""
         self._make_place(job)
+        if difference := self._difference(job):
+            print(difference, file=sys.stderr)
+            return 2
         argv, file = job.argv(), str(recipes.path(job.recipe))
         print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
         exit_code, stopped = self._wait(argv, interrupt)
         if run_folder.has_state(job.folder):
-            job.record["sessions"] = _sessions(job)
+            job.record |= _told(job)
         job.record["finished"] = exit_code == 0
         write_json(job.record_path, job.record)
         if exit_code and not stopped:
@@ -150,23 +153,48 @@ class Runs:
             process.kill()
             raise
 
+    def _difference(self, job):
+        """Why the run that was begun cannot go on: the recipe says something else now. None when it can."""
+        try:
+            begun = run_folder.load_state(job.folder)[0]["config"] if run_folder.has_state(job.folder) else {}
+        except ConfigError:  # `cct train` says what is damaged
+            return None
+        planned = resolve({**self.changes, "seed": job.record["seed"]}, recipes.path(job.recipe))
+        for name in FIELDS:
+            now, then = getattr(planned, name), begun.get(name)
+            if name in begun and now is not None and now != then and name not in (*RESUMED_ANEW, "output"):
+                return (
+                    f"{job.folder}: was begun with {name} {then}, but {job.recipe} says {now}; choose another --runs, or "
+                    "remove this folder"
+                )
+        return None
+
     def _make_place(self, job):
         """The folder above the run; away with what a run leaves that was stopped before its first save."""
         try:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
-            if job.folder.is_dir() and {path.name for path in job.folder.iterdir()} <= UNTRAINED:
-                for path in job.folder.iterdir():
-                    path.unlink()
+            if job.folder.is_dir() and run_folder.is_untrained(job.folder):
+                with run_folder.locked(job.folder):
+                    for path in job.folder.iterdir():
+                        if path.name != run_folder.LOCK:
+                            path.unlink()
         except OSError as error:
             raise ConfigError(f"--runs {self.root}: cannot be written ({error.strerror}); choose another --runs") from None
 
 
-def _sessions(job):
-    """The sessions of the run as its state tells them, on whatever machine; before them those that only the record knows."""
-    told = sessions.earlier(run_folder.load_state(job.folder)[0])
+def _told(job):
+    """What the state of the run tells: the split of its data, its sessions on whatever machine; before them those that only the
+    record knows. {} when the state is damaged."""
+    try:
+        state = run_folder.load_state(job.folder)[0]
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return {}
+    told = sessions.earlier(state)
     dated = [session for session in told if session["began"]]
     older = [s for s in job.record["sessions"] if s["began"] and (not dated or s["began"] < dated[0]["began"])]
-    return [*(older or told[: len(told) - len(dated)]), *dated]
+    split = {"data_split": state["split"]} if "split" in state else {}
+    return {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **split}
 
 
 def _text(value, separator=" "):

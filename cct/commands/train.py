@@ -109,7 +109,10 @@ def _pair(text):
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise ConfigError(f"--model-kwargs: got {text!r}, expected key=value, such as positional_embedding=sine")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--model-kwargs: got {text!r}: {getattr(error, 'problem', error)}") from None
 
 
 def run(args):

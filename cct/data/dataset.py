@@ -67,6 +67,10 @@ class Split:
     def subset(self, index) -> Split:
         return Split(self.images[index], self.labels[index])
 
+    def at_evaluation(self) -> Split:
+        """The images as evaluation reads them, of a part of `train` that is held out."""
+        return self
+
 
 @dataclass
 class DataSet:

@@ -151,7 +151,7 @@ def _data_set(name, root, listing, frame, reading):
         note += f"; tested on {listing.folders['val']}/, there is no test/"
     elif "test" not in splits:
         kept, held = stratified(splits["train"].labels, TEST_FRACTION)
-        splits |= {"train": splits["train"].subset(kept), "test": splits["train"].subset(held)}
+        splits |= {"train": splits["train"].subset(kept), "test": splits["train"].subset(held).at_evaluation()}
         note += f"; fixed stratified split: {len(kept)} train, {len(held)} test"
     mean, std = IMAGENET[frame.channels]
     return DataSet(

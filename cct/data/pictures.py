@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .dataset import DataError, Split
-from .streamed import Frame, Picture, StreamedSplit, cores
+from .streamed import Frame, Picture, StreamedSplit, cores, numbers, processes_here
 
 SHOWN = 20  # files that cannot be read, in one message
 
@@ -46,12 +46,33 @@ def splits(root, pictures: dict[str, list[Picture]], frame: Frame, stream: bool 
         )
     read = {name: _read(some, frame, 1.0 if name == "train" else frame.crop_pct) for name, some in pictures.items()}
     paths = [picture.where for some in pictures.values() for picture in some]
-    expect_readable(root, paths, [error for _, errors in read.values() for error in errors])
-    return {name: split for name, (split, _) in read.items()}
+    expect_readable(root, paths, [error for _, _, errors in read.values() for error in errors])
+    parts = {name: Split(images, labels) for name, (images, labels, _) in read.items()}
+    if "train" in parts and frame.crop_pct != 1.0:
+        parts["train"] = WholeSplit(parts["train"].images, parts["train"].labels, pictures["train"], frame)
+    return parts
 
 
-def _read(pictures, frame, crop_pct) -> tuple[Split, list[str]]:
-    """A split, and for each picture why it cannot be read, or ''."""
+@dataclass
+class WholeSplit(Split):
+    """A `Split` of whole pictures which knows them, as evaluation keeps only `frame.crop_pct` of them."""
+
+    pictures: list[Picture]
+    frame: Frame
+
+    def subset(self, index) -> WholeSplit:
+        part = super().subset(index)
+        return WholeSplit(part.images, part.labels, [self.pictures[i] for i in numbers(index, len(self))], self.frame)
+
+    def at_evaluation(self) -> Split:
+        """Reads the pictures anew."""
+        images, labels, errors = _read(self.pictures, self.frame, self.frame.crop_pct)
+        expect_readable("held-out images", [picture.where for picture in self.pictures], errors)
+        return Split(images, labels)
+
+
+def _read(pictures, frame, crop_pct) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images, labels, and for each picture why it cannot be read, or ''."""
     images = torch.empty(len(pictures), frame.channels, *frame.size, dtype=torch.uint8)
     target = images.numpy()
 
@@ -64,7 +85,7 @@ def _read(pictures, frame, crop_pct) -> tuple[Split, list[str]]:
         return ""
 
     errors = parallel(read, enumerate(pictures))
-    return Split(images, torch.tensor([picture.label for picture in pictures], dtype=torch.int64)), errors
+    return images, torch.tensor([picture.label for picture in pictures], dtype=torch.int64), errors
 
 
 def parallel(function: Callable, items: Iterable) -> list:
@@ -83,5 +104,7 @@ def expect_readable(root, paths, errors):
 
 
 def _memory():
-    """Bytes of memory of this machine; where that cannot be known, as much as is asked for."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    """Bytes of this machine's memory for each process that torchrun started on it; no limit where it cannot be known."""
+    if not hasattr(os, "sysconf"):
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()

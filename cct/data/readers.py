@@ -98,7 +98,7 @@ def _hold_out(data: DataSet, fraction) -> DataSet:
         raise DataError(f"{data.source}: val_split is {fraction}, but there is a val split already; leave val_split out")
     kept, held = stratified(data.train.labels, fraction)
     split = f"{data.split}; {len(held)} of train held out for validation"
-    return replace(data, train=data.train.subset(kept), val=data.train.subset(held), split=split)
+    return replace(data, train=data.train.subset(kept), val=data.train.subset(held).at_evaluation(), split=split)
 
 
 def _report_on(data: DataSet, name: str) -> DataSet:

@@ -24,10 +24,22 @@ with contextlib.suppress(ImportError):  # only pictures in files need it
 AHEAD = 2  # batches that are decoded in advance
 
 
+def processes_here() -> int:
+    """The processes that torchrun started on this machine, which share its cores and memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def cores() -> int:
-    """CPU cores for this process: those it may use, shared among the processes that torchrun started on this machine."""
+    """CPU cores for this process: its part of those it may use."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ours // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, ours // processes_here())
+
+
+def numbers(index, count: int):
+    """The samples of `count` that an index names: a slice, a tensor or a list."""
+    if isinstance(index, slice):
+        return range(count)[index]
+    return index.tolist() if isinstance(index, torch.Tensor) else index
 
 
 class Picture(NamedTuple):
@@ -104,7 +116,11 @@ class StreamedSplit:
         return StreamedSplit(self.pictures, replace(self.frame, size=tuple(size)))
 
     def subset(self, index) -> StreamedSplit:
-        return StreamedSplit([self.pictures[i] for i in self._numbers(index)], self.frame)
+        return StreamedSplit([self.pictures[i] for i in numbers(index, len(self))], self.frame)
+
+    def at_evaluation(self) -> StreamedSplit:
+        """Itself: `fetch` is told."""
+        return self
 
     def fetch(self, indices, augment: Augment | None = None, seed: int = 0, epoch: int = 0):
         """As `Split.fetch`; without `augment` as at evaluation, with a random resized crop this is done here.
@@ -112,14 +128,14 @@ class StreamedSplit:
         Raises DataError, when the batch is taken, for a picture that does not decode.
         """
         indices = list(indices)
-        batches = ([self.pictures[i] for i in self._numbers(index)] for index in indices)
+        batches = ([self.pictures[i] for i in numbers(index, len(self))] for index in indices)
         if augment is None:
             return None, self._read([partial(self.frame.read, p, self.frame.crop_pct) for p in batch] for batch in batches)
         if augment.scale is None:
             return augment, self._read([partial(self.frame.read, p) for p in batch] for batch in batches)
         rest = replace(augment, scale=None, crop_padding=0, flip=False)
         # The words of a batch at once: one by one they cost as much as everything else that is drawn.
-        words = (crops.crop_words(seed, epoch, torch.as_tensor(self._numbers(index))).split(1) for index in indices)
+        words = (crops.crop_words(seed, epoch, torch.as_tensor(numbers(index, len(self)))).split(1) for index in indices)
         return rest, self._read(
             [partial(self.frame.read_crop, p, augment, word) for p, word in zip(*of_batch, strict=True)]
             for of_batch in zip(batches, words, strict=True)
@@ -143,8 +159,3 @@ class StreamedSplit:
         for target, future in zip(batch.numpy(), futures, strict=True):
             target[:] = future.result()
         return batch
-
-    def _numbers(self, index):
-        if isinstance(index, slice):
-            return range(len(self))[index]
-        return index.tolist() if isinstance(index, torch.Tensor) else index

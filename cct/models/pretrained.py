@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .arguments import nearest
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, write_atomically
 from .fitting import CheckpointError
 
 URL = "https://shi-labs.com/projects/cct/checkpoints/pretrained/"
@@ -91,9 +91,14 @@ def fetch(released, progress=True):
         _download(released, path, progress)
         record.unlink(missing_ok=True)
     digest = _sha256(path)
-    expected = released.sha256 or (record.read_text().split()[0] if record.is_file() else None)
+    recorded = record.read_text().split() if record.is_file() else []
+    expected = released.sha256 or (recorded[0] if recorded else None)
     if expected is None:
-        record.write_text(f"{digest}  {path.name}\n")  # the form that `sha256sum --check` reads
+        line = f"{digest}  {path.name}\n"  # the form that `sha256sum --check` reads
+        try:
+            write_atomically(record, lambda temporary: temporary.write_text(line))
+        except OSError as error:
+            raise CheckpointError(f"{record}: cannot be written ({error.strerror}); make room, or set CCT_CACHE") from error
     elif digest != expected:
         raise CheckpointError(
             f"{path}: sha256 is {digest}; expected {expected}. Delete it and {record.name} to download it again"

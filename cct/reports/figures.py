@@ -1,4 +1,6 @@
-"""The figures of the report: accuracy against size (Figure 3 of the paper), learning curves, accuracy against time."""
+"""The figures of the report: Figures 3 to 7 of the paper, learning curves, accuracy against time."""
+
+import itertools
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,6 +18,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OURS = "#D55E00"
 FAMILIES = {"ResNet": "#999999", "MobileNetV2": "#CC79A7", "ViT-Lite": "#E69F00", "CVT": "#009E73", "CCT": "#0072B2"}
 STEPS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)  # seconds between two ticks
+NUMBERS = {
+    "figure4": "training images of each class",
+    "figure5": "side of the images, pixels",
+    "figure6": "side of the images, pixels",
+    "figure7": "side of the images at evaluation, pixels",
+}
 LARGEST = 12.0  # million parameters, as in the paper
 # Rows named in the figure, and how far above its point a name stands, in letters' heights.
 NAMED = {
@@ -54,6 +62,40 @@ def by_size(tables):
     axes.set_xlim(0, LARGEST)
     axes.set_title("CIFAR-10 top-1, %", loc="left", fontsize=10, color=INK)
     axes.set_xlabel("parameters, millions", fontsize=9, color=INK)
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
+    return figure
+
+
+def by_number(tables):
+    """{title: figure} for those of Figures 4 to 7 that runs give points of: accuracy against the number in the rows' names."""
+    drawn = {}
+    for table in (table for table in tables if table.key in NUMBERS):
+        lines = {}
+        for row, cells in table.rows.items():
+            name, _, number = row.removesuffix(" per class").rpartition(" at ")
+            for data, cell in cells.items():
+                if cell.ours:
+                    lines.setdefault(f"{name}, {paper.DATA_SETS[data]}", []).append((int(number), cell))
+        if lines:
+            drawn[paper.title(table.key)] = _numbered(table.key, lines)
+    return drawn
+
+
+def _numbered(key, lines):
+    figure, axes = _figure((5.2, 3.7))
+    for color, (name, points) in zip(itertools.cycle(COLORS), lines.items(), strict=False):
+        points.sort(key=lambda point: point[0])
+        values = [(number, float(cell.ours["last"])) for number, cell in points]
+        axes.plot(*zip(*values, strict=True), color=color, linewidth=1.6, label=name)
+        for finished in (True, False):  # rings for what is not the recipe to its end
+            some = [value for value, (_, cell) in zip(values, points, strict=True) if bool(cell.remark) != finished]
+            if some:
+                face = color if finished else "white"
+                axes.scatter(*zip(*some, strict=True), s=26, edgecolors=color, facecolors=face, zorder=3)
+    rings = any(cell.remark for points in lines.values() for _, cell in points)
+    axes.set_title(f"{paper.TITLES[key]}: top-1, %", loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(NUMBERS[key] + (" (rings: shorter or not finished)" if rings else ""), fontsize=9, color=INK)
+    axes.set_xticks(sorted({number for points in lines.values() for number, _ in points}))
     axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
     return figure
 

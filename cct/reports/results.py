@@ -64,7 +64,8 @@ def publish(run, record, results):
     """Copy what a run has given so far, its `record` and its metrics.csv, to results/runs; nothing before the first epoch.
 
     run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned (epochs), target (% or None),
-    finished, sessions; and `at`, the accuracy of the last weights in % at other image sizes, {"16": ...}.
+    finished, sessions; data_split: how train and test were made, where the state of the run told it; and `at`, the accuracy of
+    the last weights in % at other image sizes, {"16": ...}.
     """
     metrics = Path(run) / "metrics.csv"
     facts = numbers(read_metrics(metrics), record.get("target")) if metrics.is_file() else {}
@@ -151,7 +152,7 @@ def _over_seeds(runs):
         "seeds": " ".join(str(run["seed"]) for run in shown),
         "epochs": last["epochs"],
         "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
-        "split": last["split"],
+        "split": last.get("data_split") or last["split"],
         "changes": last["changes"],
         "machine": of_sessions(sessions, "machine"),
         "versions": of_sessions(sessions, "versions"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from . import sizes, timm_keys
-from .defaults import DATA_SETS, DEFAULTS
+from .defaults import DATA_SETS, DEFAULTS, OF_FILES
 from .values import ConfigError, convert, limit, nearest, read_mapping
 
 __all__ = ["FIELDS", "KINDS", "Config", "ConfigError", "coerce", "nearest", "read_yaml", "resolve"]
@@ -19,6 +19,14 @@ CLIPS = ("norm", "value", "agc")
 SCHEDULES = ("cosine", "cosine_per_step", "cosine_v1", "step", "one_cycle", "constant")
 FILTERS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
 VAL_NAMES = ("val", "valid", "validation", "test")
+OWN_KEYS = {  # arguments of a model that other keys give
+    "name": "use model: NAME",
+    "pretrained": "use pretrained: FILE",
+    "img_size": "use img_size: SIDE",
+    "fused": "use fused: true, false or strict",
+    "num_classes": "the data decide",
+    "in_chans": "the data decide",
+}
 DESCRIPTIONS = ("paper", "note")  # of a recipe: the cells of the paper it gives; what was chosen where the sources are silent
 
 _log = logging.getLogger("cct")
@@ -67,7 +75,10 @@ class Config:
         below=1,
     )
     samples_per_class: int | None = maybe("train on this many images of each class, always the same ones", low=1)
-    stream: bool | None = maybe("decode image files while training; if not given: when they do not fit half the memory")
+    stream: bool | None = maybe(
+        "decode image files while training; if not given: with --scale, which then cuts from the whole image, and when they do "
+        "not fit half the memory"
+    )
 
     epochs: int = option(30, "epochs, without the cool-down", low=1)
     batch_size: int = option(128, "images in one optimizer step, all processes together", low=1)
@@ -128,7 +139,7 @@ class Config:
     fused: bool | str = option(True, "fused kernels where they run; --no-fused: none; strict: or fail", metavar="strict")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int | None = maybe("CPU threads", low=1)
-    seed: int = option(42, "seed of weights, order, augmentation and dropout", low=0)
+    seed: int = option(42, "seed of weights, order, augmentation and dropout", low=0, high=2**63 - 1)
 
     output: str | None = maybe("run folder; runs/DATA-MODEL-DATE-N if not given", metavar="RUN")
     save_seconds: float = option(60.0, "seconds between two saves inside an epoch", low=0)
@@ -154,8 +165,9 @@ class Config:
 
     def data_arguments(self):
         """Keyword arguments of `cct.data.load`."""
-        names = ("img_size", "val_split", "interpolation", "crop_pct", "mean", "std", "samples_per_class", "stream")
-        return {name: getattr(self, name) for name in names}
+        names = ("img_size", "val_split", "interpolation", "crop_pct", "mean", "std", "samples_per_class")
+        stream = True if self.stream is None and self.scale is not None and self.data in OF_FILES else self.stream
+        return {**{name: getattr(self, name) for name in names}, "stream": stream}
 
     def augmentation(self):
         """Keyword arguments of `cct.data.Augment`; crop_padding and flip must have been resolved."""
@@ -169,6 +181,8 @@ class Config:
 
         The official script took the rates too, but never handed them to its models.
         """
+        if own := sorted(set(OWN_KEYS) & self.model_kwargs.keys()):
+            raise ConfigError(f"model_kwargs: {own[0]} is not given here; {OWN_KEYS[own[0]]}")
         names = {"drop": "dropout", "attn_drop": "attention_dropout", "drop_path": "stochastic_depth"}
         rates = {names[name]: getattr(self, name) for name in names if getattr(self, name) is not None}
         if twice := sorted(rates.keys() & self.model_kwargs.keys()):
@@ -237,7 +251,11 @@ def _known(name):
 def resolve(flags, file=None):
     """The Config of a run: defaults of the data set, under the YAML `file`, under `flags` (a dict of given ones).
 
-    Where a file names its data by timm's key `dataset`, what it leaves out is as in timm's script: SCRIPT_DEFAULTS.
+    Where a file names its data by timm's key `dataset`, or without a file a flag does, what is left out is as in timm's script:
+    SCRIPT_DEFAULTS.
     """
-    values = (read_yaml(file) if file else {}) | _fields(flags)
+    given = _fields(flags)
+    if file:  # it decides what the flags leave out
+        given = {name: value for name, value in given.items() if name in flags or name not in timm_keys.SCRIPT_DEFAULTS}
+    values = (read_yaml(file) if file else {}) | given
     return Config(**{**DEFAULTS[values.get("data", FIELDS["data"].default)], **values})

@@ -19,3 +19,4 @@ DEFAULTS = {
     "folder": {**_SHORT, "epochs": 50, "batch_size": 64, "lr": 1e-3},
 }
 DATA_SETS = tuple(DEFAULTS)
+OF_FILES = ("flowers102", "flowers102_resplit", "pets", "imagenet", "folder")  # image files; the others are arrays

@@ -34,7 +34,7 @@ def _train(workers, config, log):
         with workers.together():
             setup = prepare(config, workers)
             if workers.first:
-                folder = run_folder.create(config.output, config.data, config.model)
+                folder = run_folder.create(setup.config)
                 stack.enter_context(run_folder.locked(folder))
                 run_folder.write_config(folder, setup.config)
         run = Run(setup, workers.share(folder), log or _log(workers), workers)
@@ -65,6 +65,7 @@ def _resume(workers, folder, overrides, log):
                 run_folder.expect_run(folder)
                 stack.enter_context(run_folder.locked(folder))
                 state, note = run_folder.load_state(folder)
+                run_folder.clear_temporaries(folder)
         state, note = workers.share((state, note))
         if state["workers"] != workers.count:
             overrides = {"threads": None, **overrides}  # the cores are shared out anew

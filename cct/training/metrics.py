@@ -43,22 +43,23 @@ def reached(row, split, target):
     return (top1, kind) if target is not None and 100 * top1 >= target else None
 
 
-def summary(rows, data, split, target=None):
+def summary(rows, data, split, target=None, reported=None):
     """The plain sentence about a run: 'digits test top-1 98.33 % (epoch 30, best 98.61 % at epoch 27)'.
 
     Of a run with a target, in percent: '80.12 % test top-1 after 3:41 from process start (digits, epoch 7)', if it got there.
+    reported: what to call the split, where not by its name.
     """
-    last, best = evaluated(rows, split)[-1], best_row(rows, split)
+    last, best, reported = evaluated(rows, split)[-1], best_row(rows, split), reported or split
     if hit := reached(last, split, target):
         top1, kind = hit
         return (
-            f"{percent(top1)} {split} top-1{kind} after {clock(last['seconds_from_start'])} from process start "
+            f"{percent(top1)} {reported} top-1{kind} after {clock(last['seconds_from_start'])} from process start "
             f"({data}, epoch {last['epoch']})"
         )
     missed = "" if target is None else f"; the target of {target:g} % was not reached"
     ema = f", moving average {percent(last['ema_top1'])}" if "ema_top1" in last else ""
     return (
-        f"{data} {split} top-1 {percent(last[f'{split}_top1'])} "
+        f"{data} {reported} top-1 {percent(last[f'{split}_top1'])} "
         f"(epoch {last['epoch']}, best {percent(best[f'{split}_top1'])} at epoch {best['epoch']}{ema}){missed}"
     )
 

@@ -43,11 +43,14 @@ class Log:
             rate = f"{self._rate.value:,.0f} img/s"
             self._bar.update(self._task, advance=1, description=f"epoch {epoch}/{epochs}", rate=rate)
 
-    def epoch(self, row, epochs, split, best):
-        """The line of a finished epoch; accuracies that were not measured after it are left out."""
+    def epoch(self, row, epochs, split, best, reported=None):
+        """The line of a finished epoch; accuracies that were not measured after it are left out.
+
+        reported: what to call the split, where not by its name.
+        """
         width = len(str(epochs))
-        names = ("train", split, "ema")
-        values = {name: row.get(f"{name}_top1") for name in names}
+        names = {"train": "train", split: reported or split, "ema": "ema"}
+        values = {names[key]: row.get(f"{key}_top1") for key in names}
         accuracies = "".join(f"  {name} {percent(value):>8}" for name, value in values.items() if value is not None)
         self.line(
             f"epoch {row['epoch']:>{width}}/{epochs}  lr {row['lr']:.2e}  loss {row['train_loss']:.4f}{accuracies}  "

@@ -54,6 +54,7 @@ class Run:
         self.ema = self.stepper.ema
         self.side, self.train_split, self.augment = None, self.data.train.to(self.device), setup.augment
         self.split = "test" if self.data.val is None else "val"
+        self.reported = self.data.tested_on if self.split == "test" else self.split  # a folder may have no test/
         self.held_out = getattr(self.data, self.split).to(self.device)
         self.epochs = total_epochs(self.config)
         self.steps = batches.num_batches(len(self.data.train), self.config.batch_size, self.config.drop_last)
@@ -181,7 +182,7 @@ class Run:
         if due:
             self.save()
             self.files.metrics(self.rows)
-        self.log.epoch(row, self.epochs, self.split, best)
+        self.log.epoch(row, self.epochs, self.split, best, self.reported)
         (late,) = self.workers.greatest(time.monotonic() - self.drawn_at >= CURVE_SECONDS)
         if late:
             self.files.curve(self.rows)
@@ -235,6 +236,7 @@ class Run:
             **self.stepper.state_dict(),
             "rows": self.rows,
             "images": len(self.data.train),
+            "split": self.data.split,
             "classes": list(self.data.classes),
             "workers": self.workers.count,
             "seconds_from_start": self.seconds_from_start,
@@ -271,7 +273,7 @@ class Run:
         return Result(self.folder, self.rows, sentence, EXIT_CODES[signal])
 
     def _finished(self):
-        sentence = summary(self.rows, self.config.data, self.split, self.config.target_top1)
+        sentence = summary(self.rows, self.config.data, self.split, self.config.target_top1, self.reported)
         if self.split == "val":
             best = load_checkpoint(self.folder / "best.safetensors")[0] if self.workers.first else None
             self.model.load_state_dict(self.workers.share(best))

@@ -18,7 +18,8 @@ from cct.models.checkpoints import write_atomically
 
 from .config import Config, ConfigError
 
-STATE, PREVIOUS, LOCK = "resume.pt", "resume.previous.pt", "run.lock"
+STATE, PREVIOUS, LOCK, CONFIG = "resume.pt", "resume.previous.pt", "run.lock", "config.yaml"
+TEMPORARY = ".*.tmp"  # files of a save that was killed
 FORMAT = 2  # of the resume state
 
 
@@ -26,21 +27,37 @@ class RunError(RuntimeError):
     """A run that cannot go on or save; the message says what is kept and what to do."""
 
 
-def create(output, data, model):
-    """A new, empty run folder: `output`, or the first free runs/DATA-MODEL-DATE-N.
+def create(config):
+    """A run folder for this resolved configuration: its `output`, or the first free runs/DATA-MODEL-DATE-N.
 
-    Raises ConfigError when `output` holds a run or other files: nothing is ever overwritten without --resume.
+    Raises ConfigError when `output` holds a run or other files: nothing is ever overwritten without --resume. What the same
+    run left that ended before its first save does not count.
     """
-    if output is not None:
+    if (output := config.output) is not None:
         folder = Path(output)
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()) and not (is_untrained(folder) and _begins(folder, config)):
             hint = f"continue it with --resume {output}, or choose" if has_state(folder) else "choose"
             raise ConfigError(f"--output {output}: the folder is not empty; {hint} another --output")
         return _make(folder)
-    stem = f"{data}-{model}-{datetime.date.today():%Y-%m-%d}"
+    stem = f"{config.data}-{config.model}-{datetime.date.today():%Y-%m-%d}"
     for n in itertools.count(1):
         with contextlib.suppress(FileExistsError):  # its number is taken, perhaps just now
             return _make(Path("runs") / f"{stem}-{n}", exist_ok=False)
+
+
+def is_untrained(folder):
+    """Whether the folder holds nothing but what a run leaves that ends before its first save."""
+    return all(path.name in (CONFIG, LOCK) or path.match(TEMPORARY) for path in Path(folder).iterdir())
+
+
+def _begins(folder, config):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (folder / CONFIG).read_text(encoding="utf-8") == _text(config)
+    return not (folder / CONFIG).exists()
+
+
+def _text(config):
+    return dataclasses.replace(config, output=None).to_yaml()
 
 
 def _make(folder, exist_ok=True):
@@ -93,8 +110,7 @@ def _lock(path):
 def write_config(folder, config):
     """config.yaml: the resolved configuration, which `cct train -c` runs again in another folder."""
     with saving(folder):
-        text = dataclasses.replace(config, output=None).to_yaml()
-        write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(folder / CONFIG, lambda temporary: temporary.write_text(_text(config), encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -159,11 +175,15 @@ def load_state(folder):
             continue
         if state.get("format") != FORMAT:
             raise ConfigError(f"{path}: has format {state.get('format')}; this version of cct-kernels reads {FORMAT}")
-        for rest in folder.glob(".*.tmp"):  # of a save that was killed
-            rest.unlink()
         return state, "; ".join([*problems, f"going on from {path}"]) if problems else None
     problems.append(f"start again, from the weights if they are whole: --pretrained {folder / 'last.safetensors'}")
     raise ConfigError("; ".join(problems))
+
+
+def clear_temporaries(folder):
+    """Away with what a killed save left; the folder must be `locked`."""
+    for rest in Path(folder).glob(TEMPORARY):
+        rest.unlink(missing_ok=True)
 
 
 def restored_config(state, overrides):

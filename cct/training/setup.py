@@ -8,11 +8,14 @@ import torch
 
 import cct.data
 from cct.data import Augment, DataSet
+from cct.data.streamed import StreamedSplit
 from cct.models import create_model
 from cct.models.complexity import count_macs, count_parameters
+from cct.models.pretrained import resolve as resolve_weights
 
 from . import sizes
 from .config import Config, ConfigError
+from .defaults import OF_FILES
 from .distributed import Workers
 from .objective import Classification
 from .schedules import warmup_epochs
@@ -53,6 +56,7 @@ def prepare(config, workers=None, *, pretrained=True):
         torch.set_num_threads(config.threads or max(1, os.cpu_count() // workers.local_count))
     with workers.first_here_first():
         data = cct.data.load(config.data, config.data_dir, **config.data_arguments())
+        weights = resolve_weights(config.pretrained, config.model) if pretrained and config.pretrained else False
     if config.num_classes not in (None, data.num_classes):
         raise ConfigError(f"num_classes: got {config.num_classes}; {data.source} has {data.num_classes}; leave the key out")
     if config.drop_last and len(data.train) < config.batch_size:
@@ -70,12 +74,13 @@ def prepare(config, workers=None, *, pretrained=True):
         img_size=data.img_size[0] if data.img_size[0] == data.img_size[1] else config.img_size,
         mean=data.mean,
         std=data.std,
+        stream=isinstance(data.train, StreamedSplit) if config.data in OF_FILES else config.stream,
         **resolved_crop_and_flip(config, data.augment),
     )
     torch.manual_seed(config.seed)
     model = make_model(
-        config.model, pretrained=config.pretrained if pretrained else False, num_classes=data.num_classes,
-        img_size=data.img_size, in_chans=data.channels, fused=config.fused, **config.model_arguments(),
+        config.model, pretrained=weights, num_classes=data.num_classes, img_size=data.img_size, in_chans=data.channels,
+        fused=config.fused, **config.model_arguments(),
     )  # fmt: skip
     _accept_sizes(model, config)
     return Setup(config, device, data, model.to(device), make_augment(config), Classification(config.smoothing))

@@ -72,7 +72,7 @@ _INSTEAD = {
 }
 
 # What that script does where its own file (known by the key `dataset`) is silent, and our defaults differ.
-SCRIPT_DEFAULTS = {"sched": "step", "drop_last": True, "crop_padding": 0, "hflip": 0.5}
+SCRIPT_DEFAULTS = {"sched": "step", "drop_last": True, "crop_padding": 0, "hflip": 0.5, "model_ema_decay": 0.9998}
 DATA_NAMES = {"": "folder", "image_folder": "folder", "fashionmnist": "fashion_mnist", "oxford_iiit_pet": "pets"}
 
 NAMES = (*NO_EFFECT, *ONLY, "dataset", "input_size")

@@ -84,7 +84,7 @@ def _as_one(kind, value):
             return None
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # a whole number of more than 308 digits
             return None
         if kind is float or not math.isfinite(number):
             return number if kind is float and math.isfinite(number) else None
