@@ -6,7 +6,7 @@ import torch
 
 from .calls import alike, compute_dtype
 from .checks import expect_optional, expect_tensor, pair
-from .conv_tokenizer import conv_tokenizer
+from .conv_tokenizer import MAX_WINDOW, conv_tokenizer
 from .dispatch import TABLE, choose
 from .encoder import Block, encoder
 from .seqpool import seqpool
@@ -49,11 +49,12 @@ def compact_transformer(
     if (OP, x.device.type) in TABLE and choose(OP, x, backend) == "cpu" and not torch.is_grad_enabled():
         weights, biases, strides, paddings = zip(*stages, strict=True)
         flat = _flat(blocks)
-        if flat is not None and alike(x, itertools.chain(weights, biases, parameters, flat)):
+        window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]
+        native = norm_bias is not None and window[0] * window[1] <= MAX_WINDOW  # what the native call takes
+        if native and flat is not None and alike(x, itertools.chain(weights, biases, parameters, flat)):
             windows = []
             for stride, padding in zip(strides, paddings, strict=True):
                 windows += [*pair(OP, "stride", stride, 1), *pair(OP, "padding", padding, 0)]
-            window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]
             return torch.ops.cct_kernels.compact_transformer_forward(
                 x, weights, biases, windows, relu, window, class_token, positional, flat, num_heads, norm_weight, norm_bias,
                 pool_weight, head_weight, head_bias, eps, compute_dtype(x),

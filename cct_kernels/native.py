@@ -57,8 +57,11 @@ def _round_up(n, multiple):
 
 
 def _product_dtype(x, compute):
-    """What a kernel of the device of x multiplies in: CPUs without bfloat16 instructions in float32."""
-    return torch.float32 if x.device.type == "cpu" and not torch.ops.cct_kernels.cpu_multiplies_bfloat16() else compute
+    """What a kernel of the device of x multiplies in: a CPU in bfloat16, where it has the instructions, or float32."""
+    if x.device.type != "cpu":
+        return compute
+    multiplied = compute == torch.bfloat16 and torch.ops.cct_kernels.cpu_multiplies_bfloat16()
+    return torch.bfloat16 if multiplied else torch.float32
 
 
 def _define():

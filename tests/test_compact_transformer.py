@@ -89,6 +89,20 @@ def test_a_channels_last_image_and_a_view():
         assert torch.equal(model(torch.stack([x, x], -1)[..., 1]), expected)
 
 
+def test_what_the_native_call_does_not_take(calls):
+    """A norm without a bias, a window of more pixels than a byte counts: the ops in turn do."""
+    model, x = make("cvt_7_4")
+    (conv,), classifier = model.tokenizer.convs, model.classifier
+    for norm_bias, pool in ((None, None), (classifier.norm.bias, ((16, 17), (1, 1), (8, 8)))):
+        given = {"num_heads": 4, "relu": False, "pool": pool, "pool_weight": classifier.attention_pool.weight}
+        args = (x, [(conv.weight, conv.bias, conv.stride[0], 0)], [block.tensors() for block in classifier.blocks])
+        expected = compact_transformer(*args, classifier.norm.weight, norm_bias, **given)
+        with torch.no_grad():
+            out = compact_transformer(*args, classifier.norm.weight, norm_bias, **given)
+        torch.testing.assert_close(out, expected)
+    assert not calls
+
+
 def test_one_number_for_both_sides_of_a_window(calls):
     model, x = make("cvt_7_4")
     (conv,), classifier = model.tokenizer.convs, model.classifier

@@ -5,6 +5,8 @@ CCT_FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py goes on for longer, from anothe
 
 import contextlib
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -289,3 +291,24 @@ def test_sizes_beyond_memory(shape):
     for call in many:
         with pytest.raises((ValueError, RuntimeError), match=r"memory|expected|overflow"):
             call()
+
+
+def test_an_op_that_found_no_memory_leaves_the_next_ones_theirs():
+    """Its scratch is refused, here by a limit; the thread's is then asked for anew."""
+    code = """
+import resource, torch
+from cct_kernels import conv_tokenizer, layernorm_mlp
+torch.set_num_threads(1)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), resource.RLIM_INFINITY))
+try:
+    conv_tokenizer(torch.ones(1, 1, 1, 1), torch.ones(64, 1, 1, 1), padding=(0, 1 << 24), pool=((1, 1), (1, 1 << 24), 0))
+except RuntimeError as error:
+    print(error)
+x, w = torch.randn(2, 64, 128), torch.randn(128, 128)
+print(layernorm_mlp(x, torch.ones(128), None, w, None, w, None).isfinite().all().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory for" in done.stdout and done.stdout.splitlines()[-1] == "True"

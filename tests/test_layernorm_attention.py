@@ -1,5 +1,8 @@
 """LayerNorm + attention on every backend that runs here, by the numerics rule, and its contract."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -49,6 +52,42 @@ def test_masked_tokens_do_not_reach_valid_ones():
     a, b = layernorm_attention(**t, num_heads=2), layernorm_attention(**other, num_heads=2)
     torch.testing.assert_close(a[t["mask"]], b[t["mask"]])
     assert not torch.allclose(a[~t["mask"]], b[~t["mask"]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+def test_a_masked_score_may_be_anything(isa, dtype):
+    """A masked key far ahead of the valid ones, for which no gradient ever limits it: its weight is 0, not infinity times 0."""
+    t = make_inputs(CASES["B3_N34_C128_H2_mask"], torch.float32)
+    t["mask"] = torch.arange(34).expand(3, 34) < torch.tensor([[34], [20], [5]])
+    t["qkv_weight"][:256] *= 40  # scores in the hundreds
+    t = {n: v if n == "mask" else v.to(dtype) for n, v in t.items()}
+    found = run(layernorm_attention, t, {"num_heads": 2}, torch.ones(3, 34, 128, dtype=dtype))
+    expected = run(reference.layernorm_attention, t, {"num_heads": 2}, torch.ones(3, 34, 128, dtype=dtype))
+    assert all(value.isfinite().all() for value in expected.values())
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+    if dtype == torch.float32:
+        torch.testing.assert_close(found["dx"], expected["dx"], rtol=1e-2, atol=1e-2 * expected["dx"].abs().max().item())
+
+
+def test_memory_of_backward_grows_with_the_tokens():
+    """Not with their square: 16384 tokens would take 1.3 GB of scratch."""
+    code = """
+import resource, sys, torch
+from cct_kernels import layernorm_attention
+torch.set_num_threads(1)
+def step(n):
+    x = torch.randn(1, n, 16, requires_grad=True)
+    w = [torch.ones(16), torch.zeros(16), torch.randn(48, 16, requires_grad=True), torch.randn(16, 16), torch.zeros(16)]
+    layernorm_attention(x, *w, num_heads=1).sum().backward()
+step(64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(16384)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 300_000  # KiB
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_the_stream():

@@ -32,6 +32,29 @@ def test_reference_by_hand():
     torch.testing.assert_close(out, torch.tensor([[[1.8413, -1.1587]]]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+def test_units_that_are_off_give_and_get_nothing(isa, dtype):
+    t = {n: v.to(dtype) for n, v in make_inputs(CASES[1], torch.float32).items()}
+    t["fc1_bias"] = torch.full_like(t["fc1_bias"], -30.0)
+    found = run(layernorm_mlp, t, {}, torch.ones_like(t["x"]))
+    for name in ("dfc1_weight", "dfc1_bias", "dfc2_weight"):
+        assert found[name].abs().max() < 1e-30, name
+
+
+def test_an_infinite_hidden_unit_stays_infinite(isa):
+    t = make_inputs(CASES[1], torch.float32)
+    t["fc1_bias"][0], t["fc2_weight"][:, 0] = torch.inf, 1.0
+    assert (layernorm_mlp(**t) == torch.inf).all()
+
+
+def test_autocast_to_float16_says_what_the_kernel_gives():
+    """The CPU kernels multiply in bfloat16 or float32 only; traced and run, the results have one dtype."""
+    t = make_inputs(CASES[1], torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        args = (*t.values(), 0.0, None, None, 1e-5, torch.float16, True)  # in the order of the schema
+        torch.library.opcheck(NATIVE.layernorm_mlp_forward.default, args)
+
+
 def test_autocast_computes_in_bfloat16_and_keeps_the_stream():
     t = make_inputs(CASES[0], torch.float32)
     exact = reference.layernorm_mlp(**{n: v.double() for n, v in t.items()})

@@ -215,6 +215,19 @@ def test_constant_weights():
 
 
 @torch.no_grad()
+def test_old_values_that_come_back_after_constant_weights():
+    """As an evaluation of averaged weights leaves them, put back through `.data`."""
+    block, average = Block(), torch.randn(128, 128)
+    own = block.fc1_weight.detach().clone()
+    with constant_weights():
+        block()
+        block.fc1_weight.copy_(average)
+        block()
+    block.fc1_weight.data.copy_(own)
+    torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_weights_of_a_functional_call():
     block = Block()
     for factor in (1.0, 2.0, 3.0):
@@ -236,3 +249,14 @@ def test_large_results_come_from_the_pool_and_can_be_released():
     del again
     assert torch.ops.cct_kernels.release_memory() >= kept.nbytes
     assert torch.ops.cct_kernels.release_memory() == 0
+
+
+@torch.no_grad()
+def test_sizes_that_vary_do_not_pile_up():
+    torch.ops.cct_kernels.release_memory()
+    weights = {name: value for name, value in make_inputs(cases("layernorm_mlp")[1], torch.float32).items() if name != "x"}
+    sizes = []
+    for images in range(32, 132, 4):
+        sizes.append(layernorm_mlp(torch.randn(images, 64, 128), **weights).nbytes)
+    assert sum(sizes) > 8 * max(sizes)
+    assert max(sizes) <= torch.ops.cct_kernels.release_memory() <= 2 * max(sizes) + 4096

@@ -292,13 +292,15 @@ CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFl
 template <bool kAdd>
 CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C,
                              int64_t ldc) {
+  asm volatile("" ::: "memory");  // the intrinsics that load tiles do not say that they read memory
   int64_t i = 0;
   for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
   if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
 }
 #endif
 
-// C (M, 64) = or += A panel, or at least the first `columns` of it: all 64 may be written. With AMX, C and A reach to the next multiple of 16 rows.
+// C (M, 64) = or += A panel, or at least the first `columns` of it: all 64 may be written. With AMX, C and A reach to the next
+// multiple of 16 rows.
 template <bool kAdd, typename T>
 CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                         int64_t columns = kPanel) {

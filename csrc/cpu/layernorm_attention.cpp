@@ -1,9 +1,10 @@
 // q, k, v = heads(LN(x) Wqkv^T + b);  out = x + s * drop(proj(drop(softmax(q k^T / sqrt(hd))) v)), forward and backward.
 //
-// One image at a time: its q, k, v and head outputs stay in the second-level cache, scores exist for 32 queries at a time, and
-// nothing of size N x N is stored. Backward works on the transposed scores, so that no N x N transpose is needed either:
-//   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd),  delta = rowsum(dO *
-//   O) dV = (mask * P)^T dO                  dK = dS^T Q       dQ^T = K^T dS^T
+// One image at a time: its q, k, v and head outputs stay in the second-level cache, scores exist for 32 queries at a time, in
+// backward for 512 keys, and nothing of size N x N is stored. Backward works on the transposed scores, so that no N x N
+// transpose is needed either:
+//   P^T = exp(K Q^T / sqrt(hd) - lse)     dP^T = V dO^T     dS^T = P^T * (mask * dP^T - delta) / sqrt(hd)
+//   delta = rowsum(dO * O)     dV = (mask * P)^T dO     dK = dS^T Q     dQ^T = K^T dS^T
 #include "layernorm_attention.h"
 
 #if defined(CCT_ISA)  // ------------------------------------------------------------------------------ kernels, once per set
@@ -223,20 +224,22 @@ void projection_panels(const AttentionArgs& a, int64_t images, int64_t first, in
   }
 }
 
-// keep[j * Np + i] = 1 where the weight of key j for query i is kept: the masks of the forward pass, transposed. Rows and
-// columns of keys and queries that do not exist are left as they are, but for those within a vector.
-CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, int64_t b, int64_t head, uint8_t* keep) {
+// keep[(j - j0) * Np + i] = 1 where the weight of key j for query i is kept, j0 to j1: the masks of the forward pass,
+// transposed. j0 is a multiple of 64. Rows and columns of keys and queries that do not exist are left as they are, but for
+// those within a vector.
+CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, int64_t b, int64_t head, int64_t j0, int64_t j1,
+                                uint8_t* keep) {
   const uint32_t row0 = uint32_t((b * a.heads + head) * a.N);
   for (int64_t i = 0; i < a.N; i += kLanes) {
     VecU row;
     for (int l = 0; l < kLanes; ++l) row[l] = row0 + uint32_t(i + l);
-    for (int64_t c = 0; c < a.Np / 4; ++c) {  // counter c serves the keys (c / 16) * 64 + c % 16 + 16 w
+    for (int64_t c = j0 / 4; c < round_up(j1, kPanel) / 4; ++c) {  // counter c serves the keys (c / 16) * 64 + c % 16 + 16 w
       if (c / 16 * 64 + c % 16 >= a.N) continue;
       VecU word[4];
       dropout.words(VecU{} + uint32_t(c), row, word);
       for (int w = 0; w < 4; ++w) {
         const VecI kept = (VecI)(word[w] >= VecU{} + dropout.threshold);
-        store_bytes(keep + (c / 16 * 64 + c % 16 + 16 * w) * a.Np + i, kept & 1);
+        store_bytes(keep + (c / 16 * 64 + c % 16 + 16 * w - j0) * a.Np + i, kept & 1);
       }
     }
   }
@@ -250,7 +253,7 @@ struct BackwardBuffers {
   float *line, *xhat, *part;
   // of one head
   T *q_columns, *do_columns, *q_rows, *do_rows, *kT, *ds_rows, *pT, *dsT;
-  float *delta, *lse, *valid, *st, *dpt;
+  float *delta, *lse, *valid, *st, *dpt, *dq;
   uint8_t* keep;
 
   BackwardBuffers(const AttentionArgs& a, char* shared, char* scratch) {
@@ -261,44 +264,25 @@ struct BackwardBuffers {
     line = take<float>(scratch, a.Qp), xhat = take<float>(scratch, a.Cp), part = take<float>(scratch, 2 * a.Cp + kPanel);
     q_columns = take<T>(scratch, a.Np * a.hdp), do_columns = take<T>(scratch, a.Np * a.hdp);
     q_rows = take<T>(scratch, a.Nr * a.hdp), do_rows = take<T>(scratch, a.Nr * a.hdp);
-    kT = take<T>(scratch, a.Nr * a.hdp), ds_rows = take<T>(scratch, a.Nr * a.Np);
+    kT = take<T>(scratch, a.Nr * a.hdp), ds_rows = take<T>(scratch, backward_keys(a) * a.Np);
     pT = take<T>(scratch, kBlockRows * a.Np), dsT = take<T>(scratch, kBlockRows * a.Np);
     delta = take<float>(scratch, a.Np), lse = take<float>(scratch, a.Np), valid = take<float>(scratch, a.Np);
     st = take<float>(scratch, kBlockRows * kPanel), dpt = take<float>(scratch, kBlockRows * kPanel);
-    keep = take<uint8_t>(scratch, a.Np * a.Np);
+    dq = take<float>(scratch, a.N > kBackwardKeys ? a.hdp * a.Np : 0);
+    keep = take<uint8_t>(scratch, a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np : 0);
   }
 };
 
-template <typename X, typename T>
-void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const BackwardBuffers<T>& w) {
+// For the keys j0 to j1 of a head: dV and dK, and dS for backward_queries.
+template <typename T>
+void backward_scores(const AttentionArgs& a, int64_t b, int64_t head, int64_t j0, int64_t j1, const BackwardBuffers<T>& w) {
   const Dropout dropout(a.weights_dropout, kAttentionSite);
-  const T *q = head_rows<T>(a, b, 0, head), *k = head_rows<T>(a, b, 1, head), *v = head_rows<T>(a, b, 2, head);
-  const T* o = head_outputs<T>(a, b);
-  T* dO = w.dO + head * a.Nr * a.hdp;
+  const T *k = head_rows<T>(a, b, 1, head), *v = head_rows<T>(a, b, 2, head);
   const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
   const float scale = score_scale(a);
-
-  pack_all_columns(q, a.Nr, a.hdp, w.q_columns);
-  pack_all_columns(dO, a.Nr, a.hdp, w.do_columns);
-  for (int64_t c = 0; c < a.hdp; c += kPanel) {
-    pack_rows(q + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
-    pack_rows(dO + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
-  }
-  transpose(k, a.hdp, w.kT, a.Nr, a.Nr, a.hdp, w.pairs);
-  if (dropout.active()) transposed_mask(a, dropout, b, head, w.keep);
-  for (int64_t i = 0; i < a.Np; ++i) {  // queries that do not exist: a probability that vanishes
-    w.lse[i] = i < a.N ? a.lse[(b * a.heads + head) * a.N + i] : 1e30f;
-    w.valid[i] = i < a.N && (!mask || mask[i]) ? 1.f : 0.f;
-    w.delta[i] = 0.f;
-    if (i >= a.N) continue;
-    Vec total = {};
-    load_row(o + i * a.Cp + head * a.hd, a.hd, w.line);
-    for (int64_t c = 0; c < a.hd; c += kLanes) total += load(dO + i * a.hdp + c) * load(w.line + c);
-    w.delta[i] = sum(total);
-  }
-
-  for (int64_t j = 0, R; j < a.N; j += R) {  // a block of keys
-    R = smaller(a.N - j, round_up(block_rows<T>(a.N - j), kGroup<T>));
+  const int64_t keys = backward_keys(a);
+  for (int64_t j = j0, R; j < j1; j += R) {  // a block of keys
+    R = smaller(j1 - j, round_up(block_rows<T>(j1 - j), kGroup<T>));
     for (int64_t i = 0; i < a.Np; i += kPanel) {  // a panel of queries
       const int64_t columns = smaller(kPanel, a.N - i);
       product<false>(R, a.hd, k + j * a.hdp, a.hdp, panel_of(w.q_columns + i * a.hdp, a.hdp), w.st, kPanel, columns);
@@ -310,12 +294,13 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
         for (; c < columns; c += kLanes) {
           const Vec valid = load(w.valid + i + c);
           Vec s = load(w.st + r * kPanel + c) * scale, dp = load(w.dpt + r * kPanel + c);
-          if (mask) s = s * valid;  // the row of an invalid query is uniform: lse = log N
+          const VecI real = valid > 0.f;
+          if (mask) s = select(real, s, Vec{});  // the row of an invalid query is uniform: lse = log N
           Vec p = exp_negative<T>(s - load(w.lse + i + c));
-          if (!key_valid) p = p * (1.f - valid);
+          if (!key_valid) p = select(real, Vec{}, p);  // lse knows nothing of this score: p may be infinite
           Vec kept = p;
           if (dropout.active()) {
-            const Vec m = select(load_bytes(w.keep + (j + r) * a.Np + i + c) != 0, set(dropout.scale), Vec{});
+            const Vec m = select(load_bytes(w.keep + (j - j0 + r) * a.Np + i + c) != 0, set(dropout.scale), Vec{});
             kept = p * m;
             dp = dp * m;
           }
@@ -328,7 +313,7 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
       }
       const int64_t packed = kTiled<T> ? kBlockRows : round_up(R, kGroup<T>);
       for (int64_t r = R; r < packed; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
-      pack_rows(w.dsT + i, a.Np, panel_row(w.ds_rows + i * a.Nr, j), packed, a.Nr);
+      pack_rows(w.dsT + i, a.Np, panel_row(w.ds_rows + i * keys, j - j0), packed, keys);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel) {
       T* out = w.dqkv + head * a.hd + c;
@@ -340,17 +325,65 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
       });
     }
   }
+}
+
+// dQ of a head: what the keys j0 to j1 add to it. The sums of several such ranges stand transposed in w.dq.
+template <typename T>
+void backward_queries(const AttentionArgs& a, int64_t head, int64_t j0, int64_t j1, const BackwardBuffers<T>& w) {
   alignas(64) float turned[kPanel * kBlockRows];
+  const int64_t keys = backward_keys(a);
   for (int64_t i = 0; i < a.N; i += kPanel) {
     const int64_t columns = smaller(kPanel, a.N - i);
     product_blocks(
-        a.hd, a.N, w.kT, a.Nr, panel_of(w.ds_rows + i * a.Nr, a.Nr),
+        a.hd, j1 - j0, w.kT + j0, a.Nr, panel_of(w.ds_rows + i * keys, keys),
         [&](int64_t d, int rows, float* tile) {
+          for (int r = 0; a.N > keys && r < rows; ++r) {
+            float *sum = w.dq + (d + r) * a.Np + i, *line = tile + r * kPanel;
+            for (int c = 0; c < columns; c += kLanes) {
+              if (j0) store(line + c, load(line + c) + load(sum + c));
+              store(sum + c, load(line + c));
+            }
+          }
+          if (j1 < a.N) return;
           transpose_words(tile, kPanel, turned, kBlockRows, kBlockRows, round_up(columns, 16));
           for (int64_t n = 0; n < columns; ++n)
             store_row(w.dqkv + (i + n) * a.Qp + head * a.hd + d, rows, turned + n * kBlockRows);
         },
         columns);
+  }
+}
+
+template <typename X, typename T>
+void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const BackwardBuffers<T>& w) {
+  const Dropout dropout(a.weights_dropout, kAttentionSite);
+  const T *q = head_rows<T>(a, b, 0, head), *k = head_rows<T>(a, b, 1, head), *o = head_outputs<T>(a, b);
+  T* dO = w.dO + head * a.Nr * a.hdp;
+  const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
+
+  pack_all_columns(q, a.Nr, a.hdp, w.q_columns);
+  pack_all_columns(dO, a.Nr, a.hdp, w.do_columns);
+  for (int64_t c = 0; c < a.hdp; c += kPanel) {
+    pack_rows(q + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
+    pack_rows(dO + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
+  }
+  transpose(k, a.hdp, w.kT, a.Nr, a.Nr, a.hdp, w.pairs);
+  for (int64_t i = 0; i < a.Np; ++i) {  // queries that do not exist: a probability that vanishes
+    w.lse[i] = i < a.N ? a.lse[(b * a.heads + head) * a.N + i] : 1e30f;
+    w.valid[i] = i < a.N && (!mask || mask[i]) ? 1.f : 0.f;
+    w.delta[i] = 0.f;
+    if (i >= a.N) continue;
+    Vec total = {};
+    load_row(o + i * a.Cp + head * a.hd, a.hd, w.line);
+    for (int64_t c = 0; c < a.hd; c += kLanes) total += load(dO + i * a.hdp + c) * load(w.line + c);
+    w.delta[i] = sum(total);
+  }
+
+  const int64_t keys = backward_keys(a);
+  for (int64_t j0 = 0; j0 < a.N; j0 += keys) {
+    const int64_t j1 = smaller(a.N, j0 + keys);
+    if (dropout.active()) transposed_mask(a, dropout, b, head, j0, j1, w.keep);
+    backward_scores<T>(a, b, head, j0, j1, w);
+    backward_queries<T>(a, head, j0, j1, w);
   }
 }
 

@@ -68,10 +68,14 @@ enum AttentionPhase { kRowsPhase, kProjectionPhase, kHeadsPhase, kQkvPhase, kNor
   const int64_t image = a.Nr * a.Cp;
   return scratch_bytes({image, image, a.heads * a.Nr * a.hdp, a.Nr * a.Qp, image, image, image});
 }
+constexpr int64_t kBackwardKeys = 512;  // whose scores are kept at a time; a multiple of 64
+[[maybe_unused]] static int64_t backward_keys(const AttentionArgs& a) { return smaller(a.Nr, kBackwardKeys); }
 [[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
-  const int64_t head = a.Np * a.hdp, block = 32 * a.Np;
-  return scratch_bytes({a.Nr * larger(a.Cp, a.hdp), a.Nr * 64, a.Qp, a.Cp, 2 * a.Cp + 64, head, head, head, head, head,
-                        a.Nr * a.Np, block, block, a.Np, a.Np, a.Np, 32 * 64, 32 * 64, a.Np * a.Np / 4});
+  const int64_t head = a.Np * a.hdp, block = 32 * a.Np, scores = backward_keys(a) * a.Np;
+  const int64_t sums = a.N > kBackwardKeys ? head : 0;
+  const int64_t masks = a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np : 0;
+  return scratch_bytes({a.Nr * larger(a.Cp, a.hdp), a.Nr * 64, a.Qp, a.Cp, 2 * a.Cp + 64, head, head, head, head, head}) +
+         scratch_bytes({scores, block, block, a.Np, a.Np, a.Np, 32 * 64, 32 * 64, sums, masks / 4});
 }
 
 CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,

@@ -64,10 +64,11 @@ inline char* thread_scratch(size_t bytes) {
   thread_local std::unique_ptr<char, Free> memory;
   thread_local size_t size = 0;
   if (size < bytes) {
-    size = (bytes + 4095) / 4096 * 4096;
-    memory.reset();
-    memory.reset(static_cast<char*>(std::aligned_alloc(4096, size)));
-    TORCH_CHECK(memory, "cct_kernels: out of memory for ", size, " bytes of scratch");
+    const size_t pages = (bytes + 4095) / 4096 * 4096;
+    memory.reset(), size = 0;
+    memory.reset(static_cast<char*>(std::aligned_alloc(4096, pages)));
+    TORCH_CHECK(memory, "cct_kernels: out of memory for ", pages, " bytes of scratch");
+    size = pages;
   }
   return memory.get();
 }

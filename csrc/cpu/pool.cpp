@@ -3,9 +3,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <map>
+#include <list>
 #include <mutex>
 
 #include "fork.h"
@@ -16,33 +17,61 @@ namespace {
 constexpr size_t kSmallest = size_t{1} << 20, kPage = 4096;
 
 std::mutex g_lock;
-[[maybe_unused]] const bool g_held = hold_in_forks<g_lock>();
-std::multimap<size_t, void*> g_free;  // by size in bytes
+[[maybe_unused]] const bool g_safe = hold_in_forks<g_lock>();
+struct Block {
+  size_t bytes;
+  void* memory;
+};
+std::list<Block> g_held;  // the one that was given back last first
+size_t g_held_bytes = 0, g_used_bytes = 0, g_most_used = 0;
+
+// Frees what was given back longest ago until `bytes` are held at most.
+size_t free_beyond(size_t bytes) {
+  size_t freed = 0;
+  for (; !g_held.empty() && g_held_bytes > bytes; g_held.pop_back()) {
+    g_held_bytes -= g_held.back().bytes, freed += g_held.back().bytes;
+    std::free(g_held.back().memory);
+  }
+  return freed;
+}
+
+void use(size_t bytes) {
+  g_used_bytes += bytes;
+  g_most_used = std::max(g_most_used, g_used_bytes);
+  free_beyond(2 * g_most_used - g_used_bytes);
+}
 
 void* acquire(size_t bytes) {
   {
     const std::lock_guard<std::mutex> guard(g_lock);
-    const auto found = g_free.find(bytes);
-    if (found != g_free.end()) {
-      void* block = found->second;
-      g_free.erase(found);
-      return block;
+    const auto found = std::find_if(g_held.begin(), g_held.end(), [&](const Block& block) { return block.bytes == bytes; });
+    if (found != g_held.end()) {
+      void* memory = found->memory;
+      g_held.erase(found);
+      g_held_bytes -= bytes;
+      use(bytes);
+      return memory;
     }
   }
-  void* block = std::aligned_alloc(kPage, bytes);
-  TORCH_CHECK(block, "cct_kernels: out of memory for ", bytes, " bytes");
-  return block;
+  void* memory = std::aligned_alloc(kPage, bytes);
+  const std::lock_guard<std::mutex> guard(g_lock);
+  if (!memory && free_beyond(0) > 0) memory = std::aligned_alloc(kPage, bytes);
+  TORCH_CHECK(memory, "cct_kernels: out of memory for ", bytes, " bytes");
+  use(bytes);
+  return memory;
+}
+
+void give_back(size_t bytes, void* memory) {
+  const std::lock_guard<std::mutex> guard(g_lock);
+  g_used_bytes -= bytes, g_held_bytes += bytes;
+  g_held.push_front({bytes, memory});
+  free_beyond(2 * g_most_used - g_used_bytes);
 }
 
 int64_t release_memory() {
   const std::lock_guard<std::mutex> guard(g_lock);
-  int64_t bytes = 0;
-  for (const auto& [size, block] : g_free) {
-    bytes += int64_t(size);
-    std::free(block);
-  }
-  g_free.clear();
-  return bytes;
+  g_most_used = g_used_bytes;
+  return int64_t(free_beyond(0));
 }
 
 }  // namespace
@@ -50,12 +79,8 @@ int64_t release_memory() {
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
   const size_t bytes = (size_t(c10::multiply_integers(sizes)) * c10::elementSize(dtype) + kPage - 1) / kPage * kPage;
   if (bytes < kSmallest) return at::empty(sizes, dtype);
-  void* block = acquire(bytes);
-  auto give_back = [bytes](void* p) {
-    const std::lock_guard<std::mutex> guard(g_lock);
-    g_free.emplace(bytes, p);
-  };
-  at::Tensor out = at::from_blob(block, sizes, give_back, at::TensorOptions().dtype(dtype));
+  auto deleter = [bytes](void* memory) { give_back(bytes, memory); };
+  at::Tensor out = at::from_blob(acquire(bytes), sizes, deleter, at::TensorOptions().dtype(dtype));
   // as at::empty does when asked to make unwritten elements visible
   if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory())
     at::isFloatingType(dtype) ? out.fill_(std::nan("")) : out.fill_(255);

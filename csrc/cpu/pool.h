@@ -2,7 +2,8 @@
 //
 // The allocator of the C library gives blocks of 32 MB and more back to the system, and touching them again costs 2.6 GB/s in
 // page faults against 30 for warm memory: every training step would pay that for its saved activations. Blocks of 1 MB and
-// more come from here and return here; the pool never holds more than was once in use at a time, and release_memory empties it.
+// more come from here and return here; in use and held they are at most twice what was once in use at a time, so that sizes
+// that vary do not pile up, and release_memory empties it.
 #pragma once
 
 #include <ATen/core/Tensor.h>

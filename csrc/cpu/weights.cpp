@@ -159,9 +159,13 @@ std::mutex g_lock;
 [[maybe_unused]] const bool g_held = hold_in_forks<g_lock>();
 std::unordered_map<Key, Packed, KeyHash> g_packed;
 
-// Inside `constant_weights` a checksum is computed once.
+// Inside `constant_weights` a checksum is computed once for each version.
+struct Checksum {
+  int64_t version;
+  uint64_t hash;
+};
 thread_local bool t_constant = false;
-thread_local std::unordered_map<const void*, uint64_t> t_checksums;
+thread_local std::unordered_map<const void*, Checksum> t_checksums;
 
 bool constant_weights(bool on) {
   t_checksums.clear();
@@ -181,10 +185,14 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
     size_t weight;
   };
   constexpr int64_t kPiece = 16384;  // words
-  auto known = [&](size_t w) { return t_constant && t_checksums.contains(weights[w].const_data_ptr()); };
+  std::vector<bool> known(weights.size());
+  for (size_t w = 0; t_constant && w < weights.size(); ++w) {
+    const auto found = t_checksums.find(weights[w].const_data_ptr());
+    known[w] = is_kept(weights[w]) && found != t_checksums.end() && found->second.version == int64_t(weights[w]._version());
+  }
   std::vector<Piece> pieces;
   for (size_t w = 0; w < weights.size(); ++w) {
-    const int64_t n = is_kept(weights[w]) && !known(w) ? int64_t(weights[w].nbytes()) / 4 : 0;
+    const int64_t n = is_kept(weights[w]) && !known[w] ? int64_t(weights[w].nbytes()) / 4 : 0;
     const uint32_t* words = static_cast<const uint32_t*>(weights[w].const_data_ptr());
     for (int64_t i = 0; i < n; i += kPiece) pieces.push_back({words + i, std::min(kPiece, n - i), w});
   }
@@ -194,10 +202,15 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
   });
   for (size_t i = 0; i < pieces.size(); ++i) hash[pieces[i].weight] = (hash[pieces[i].weight] ^ part[i]) * 1099511628211ull;
   for (size_t w = 0; w < weights.size(); ++w)
-    if (is_kept(weights[w]) && !known(w) && weights[w].nbytes() % 4)  // an odd number of bfloat16
+    if (is_kept(weights[w]) && !known[w] && weights[w].nbytes() % 4)  // an odd number of bfloat16
       hash[w] += *(static_cast<const uint16_t*>(weights[w].const_data_ptr()) + weights[w].numel() - 1) * 2654435761ull;
-  for (size_t w = 0; t_constant && w < weights.size(); ++w)
-    hash[w] = t_checksums.emplace(weights[w].const_data_ptr(), hash[w]).first->second;
+  for (size_t w = 0; t_constant && w < weights.size(); ++w) {
+    if (!is_kept(weights[w])) continue;
+    if (known[w])
+      hash[w] = t_checksums.at(weights[w].const_data_ptr()).hash;
+    else
+      t_checksums.insert_or_assign(weights[w].const_data_ptr(), Checksum{int64_t(weights[w]._version()), hash[w]});
+  }
   return hash;
 }
 
