@@ -50,7 +50,7 @@ def compact_transformer(
         weights, biases, strides, paddings = zip(*stages, strict=True)
         flat = _flat(blocks)
         window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]
-        native = norm_bias is not None and window[0] * window[1] <= MAX_WINDOW  # what the native call takes
+        native = norm_bias is not None and len(window) == 6 and window[0] * window[1] <= MAX_WINDOW
         if native and flat is not None and alike(x, itertools.chain(weights, biases, parameters, flat)):
             windows = []
             for stride, padding in zip(strides, paddings, strict=True):

@@ -190,16 +190,24 @@ def test_the_record_has_the_sessions_of_the_state(folder, monkeypatch):
 
 
 def test_a_run_does_not_go_on_under_another_recipe(folder, capfd):
-    words = ["reproduce", "2", "--set", "lr=0.001"]
-    assert main(words) == 0
-    run = folder / "runs" / "reproduce" / "tiny-lr=0.001"
-    (run / "seed-42.json").unlink()  # as if it had not been finished
-    recipes.path("tiny").write_text(TINY.replace("num_heads: 1", "num_heads: 2"))
+    words = ["reproduce", "2", "--set", "mean=0.49139968"]
+    recipes.path("tiny").write_text(TINY + "clip_grad: 1\n")
     recipes.read.cache_clear()
-    capfd.readouterr()
-    assert main(words) == 2
-    err = capfd.readouterr().err
-    assert f"{run.relative_to(folder)}/seed-42: was begun with model_kwargs {{" in err and "but tiny says {" in err
+    assert main(words) == 0
+    [record] = (folder / "runs" / "reproduce").glob("tiny-*/seed-42.json")
+
+    def again():
+        record.unlink(missing_ok=True)  # as if it had not been finished
+        recipes.read.cache_clear()
+        capfd.readouterr()
+        return main(words), capfd.readouterr().err
+
+    assert again() == (0, "")
+    recipes.path("tiny").write_text(TINY.replace("num_heads: 1", "num_heads: 2") + "clip_grad: 1\n")
+    code, err = again()
+    assert code == 2 and "seed-42: was begun with model_kwargs {" in err and "but tiny says {" in err
+    recipes.path("tiny").write_text(TINY)
+    assert "was begun with clip_grad 1.0, but tiny says None" in again()[1]
 
 
 def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):

@@ -18,6 +18,7 @@ from cct.training.config import FIELDS, ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
 from cct.training.loop import MACHINE as RESUMED_ANEW
 from cct.training.schedules import total_epochs
+from cct.training.setup import FILLED_IN
 
 MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
 
@@ -162,7 +163,8 @@ class Runs:
         planned = resolve({**self.changes, "seed": job.record["seed"]}, recipes.path(job.recipe))
         for name in FIELDS:
             now, then = getattr(planned, name), begun.get(name)
-            if name in begun and now is not None and now != then and name not in (*RESUMED_ANEW, "output"):
+            left_open = now is None and name in FILLED_IN
+            if name in begun and now != then and not left_open and name not in (*RESUMED_ANEW, "output"):
                 return (
                     f"{job.folder}: was begun with {name} {then}, but {job.recipe} says {now}; choose another --runs, or "
                     "remove this folder"
@@ -206,4 +208,4 @@ def _flag(name, value):
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]
-    return [flag, *_text(value).split()] if isinstance(value, tuple) else [flag, str(value)]
+    return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]

@@ -1,4 +1,5 @@
-"""Image files that are decoded while the model trains: for folders that do not fit into memory."""
+"""Image files that are decoded while the model trains: for folders that do not fit into memory, and for random resized crops,
+which are cut from the whole image."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def _over_seeds(runs):
         "seeds": " ".join(str(run["seed"]) for run in shown),
         "epochs": last["epochs"],
         "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
-        "split": last.get("data_split") or last["split"],
+        "split": "; ".join(filter(None, (last["split"], last.get("data_split")))),
         "changes": last["changes"],
         "machine": of_sessions(sessions, "machine"),
         "versions": of_sessions(sessions, "versions"),

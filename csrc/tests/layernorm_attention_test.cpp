@@ -153,7 +153,8 @@ void test(const std::string& where, const Setting& set) {
   for (const Shape& s : {Shape{1, 1, 1, 1, 0, 0, false},
                          {3, 7, 12, 3, 0.2, 0.3, true},
                          {1, 67, 10, 2, 0.2, 0, false},
-                         {1, 33, 68, 1, 0, 0, true}})
+                         {1, 33, 68, 1, 0, 0, true},
+                         {1, 520, 4, 2, 0.2, 0, true}})  // more keys than backward keeps
     test_shape(where, set, s);
 }
 
