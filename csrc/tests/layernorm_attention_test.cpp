@@ -154,7 +154,7 @@ void test(const std::string& where, const Setting& set) {
                          {3, 7, 12, 3, 0.2, 0.3, true},
                          {1, 67, 10, 2, 0.2, 0, false},
                          {1, 33, 68, 1, 0, 0, true},
-                         {1, 520, 4, 2, 0.2, 0, true}})  // more keys than backward keeps
+                         {1, 520, 2, 1, 0.2, 0, true}})  // more keys than backward keeps
     test_shape(where, set, s);
 }
 
