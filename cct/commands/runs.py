@@ -208,4 +208,9 @@ def _flag(name, value):
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]
-    return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
+    return [flag, *map(_exact, value)] if isinstance(value, tuple) else [flag, str(value)]
+
+
+def _exact(number):
+    """A number as short text that gives it again."""
+    return text if float(text := f"{number:g}") == number else repr(number)
