@@ -75,7 +75,7 @@ def test_a_masked_score_may_be_anything(isa, dtype):
 def test_memory_of_backward_grows_with_the_tokens():
     """Not with their square: 16384 tokens would take 1.3 GB of scratch."""
     code = """
-import resource, sys, torch
+import resource, torch
 from cct_kernels import layernorm_attention
 torch.set_num_threads(1)
 def step(n):

@@ -273,7 +273,7 @@ def test_official_files_run_unchanged(official, tmp_path):
         epochs=epochs, warmup_epochs=warmup, warmup_lr=float(warmup_lr), cooldown_epochs=10,
         scale=tuple(scale), aa="rand-m9-mstd0.5-inc1", mixup=0.8, cutmix=1.0, mixup_off_epoch=off, reprob=reprob,
         drop_last=True, crop_padding=0, hflip=0.5, smoothing=0.1, amp="bf16", device="cpu",
-            model_ema_decay=0.9998,
+        model_ema_decay=0.9998,
     )  # fmt: skip
     if model:
         assert config.model in list_models()

@@ -186,9 +186,11 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
   };
   constexpr int64_t kPiece = 16384;  // words
   std::vector<bool> known(weights.size());
+  std::vector<uint64_t> hash(weights.size());
   for (size_t w = 0; t_constant && w < weights.size(); ++w) {
     const auto found = t_checksums.find(weights[w].const_data_ptr());
     known[w] = is_kept(weights[w]) && found != t_checksums.end() && found->second.version == int64_t(weights[w]._version());
+    if (known[w]) hash[w] = found->second.hash;
   }
   std::vector<Piece> pieces;
   for (size_t w = 0; w < weights.size(); ++w) {
@@ -196,7 +198,7 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
     const uint32_t* words = static_cast<const uint32_t*>(weights[w].const_data_ptr());
     for (int64_t i = 0; i < n; i += kPiece) pieces.push_back({words + i, std::min(kPiece, n - i), w});
   }
-  std::vector<uint64_t> part(pieces.size()), hash(weights.size());
+  std::vector<uint64_t> part(pieces.size());
   at::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) part[i] = CCT_CALL(checksum_words, pieces[i].words, pieces[i].n);
   });
@@ -204,13 +206,9 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
   for (size_t w = 0; w < weights.size(); ++w)
     if (is_kept(weights[w]) && !known[w] && weights[w].nbytes() % 4)  // an odd number of bfloat16
       hash[w] += *(static_cast<const uint16_t*>(weights[w].const_data_ptr()) + weights[w].numel() - 1) * 2654435761ull;
-  for (size_t w = 0; t_constant && w < weights.size(); ++w) {
-    if (!is_kept(weights[w])) continue;
-    if (known[w])
-      hash[w] = t_checksums.at(weights[w].const_data_ptr()).hash;
-    else
+  for (size_t w = 0; t_constant && w < weights.size(); ++w)
+    if (is_kept(weights[w]) && !known[w])
       t_checksums.insert_or_assign(weights[w].const_data_ptr(), Checksum{int64_t(weights[w]._version()), hash[w]});
-  }
   return hash;
 }
 
