@@ -10,6 +10,7 @@
 // Sums are float32.
 #pragma once
 
+#include "scratch.h"
 #include "simd.h"
 
 #if defined(__AVX512BF16__)
@@ -66,7 +67,11 @@ constexpr int kRows = 4, kColumns = 2;
 #endif
 
 constexpr int kStrip = kColumns * kLanes < 16 ? 16 : kColumns * kLanes;  // columns; a multiple of a transposed block
+#if defined(__AMX_BF16__)
+constexpr bool kAsksAhead = true;  // weights come from a third-level cache that is far away
+#else
 constexpr bool kAsksAhead = kLanes == 8;  // narrow vectors outrun the hardware's prefetching of weights
+#endif
 
 // A packed panel. While it is multiplied the `bytes` from `next` on, those of the panel after it, are asked for.
 template <typename T>
@@ -141,7 +146,7 @@ CCT_INLINE const T* element(const T* A, int64_t lda, int64_t i, int64_t k) {
   return kTransposed ? A + k * lda + i * kGroup<T> : A + i * lda + k;
 }
 
-// What is still to be asked for, so many bytes a row of B.
+// What is still to be asked for, so many bytes a row of B, or a row of tiles.
 struct Ahead {
   const char* next;
   int64_t step;
@@ -224,7 +229,9 @@ CCT_INLINE void float_product(int64_t M, int64_t K, const T* A, int64_t lda, con
 #if defined(__AMX_BF16__)
 // 32 rows: two tiles down, two across, for each half of the panel.
 template <bool kAdd>
-CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C, int64_t ldc) {
+CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C, int64_t ldc,
+                            Ahead& ahead) {
+  const char* next = ahead.next;
   const int64_t a_stride = lda * 2, c_stride = ldc * 4;
   for (int half = 0; half < kPanel; half += 32) {
     float* c = C + half;
@@ -246,6 +253,7 @@ CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFl
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, b + 512, 64);
       _tile_dpbf16ps(1, 4, 7);
+      for (const char* end = next + ahead.step; next < end; next += 64) __builtin_prefetch(next, 0, 2);
       _tile_loadd(5, A + 16 * lda + k, a_stride);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
@@ -255,6 +263,7 @@ CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFl
     _tile_stored(2, c + 16 * ldc, c_stride);
     _tile_stored(3, c + 16 * ldc + 16, c_stride);
   }
+  ahead.next = next;
 }
 
 // 16 rows: four tiles across.
@@ -290,12 +299,14 @@ CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFl
 }
 
 template <bool kAdd>
-CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const BFloat16* panel, float* C,
+CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t lda, const Panel<BFloat16>& panel, float* C,
                              int64_t ldc) {
+  Ahead ahead{panel.next, 0};
+  if (panel.bytes) ahead.step = (panel.bytes / ((M + 31) / 32 * 2 * (K / 32)) + 63) / 64 * 64;
   asm volatile("" ::: "memory");  // the intrinsics that load tiles do not say that they read memory
   int64_t i = 0;
-  for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
-  if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel, C + i * ldc, ldc);
+  for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel.data, C + i * ldc, ldc, ahead);
+  if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel.data, C + i * ldc, ldc);
 }
 #endif
 
@@ -305,7 +316,7 @@ template <bool kAdd, typename T>
 CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                         int64_t columns = kPanel) {
 #if defined(__AMX_BF16__)
-  if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel.data, C, ldc);
+  if constexpr (sizeof(T) == 2) return tile_product<kAdd>(M, padded_k<T>(K), A, lda, panel, C, ldc);
 #endif
   float_product<kAdd, false>(M, padded_k<T>(K), A, lda, panel, C, ldc, columns);
 }
@@ -328,6 +339,18 @@ CCT_INLINE int64_t block_rows(int64_t left) {
   if (kTiled<T>) return left < kBlockRows ? left : kBlockRows;
   const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
   return (left + blocks - 1) / blocks;
+}
+
+// Rows of the next pass of `left` of them by all panels of a weight: nearly equal ones, at most kPassRows.
+template <typename T>
+CCT_INLINE int64_t pass_rows(int64_t left) {
+#if defined(__AMX_BF16__)
+  constexpr int64_t kMost = kPassRows;
+#else
+  constexpr int64_t kMost = kBlockRows;
+#endif
+  const int64_t passes = (left + kMost - 1) / kMost, rows = (left + passes - 1) / passes;
+  return kTiled<T> && passes > 1 ? round_up(rows, kBlockRows) : rows;
 }
 
 // epilogue(i, rows, tile): tile[r * 64 + c] is element (i + r, c) of A panel, for `rows` rows from i on; the epilogue may

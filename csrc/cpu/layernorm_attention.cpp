@@ -79,9 +79,9 @@ CCT_INLINE void qkv_panel(const AttentionArgs& a, int64_t slot, int64_t p, const
 template <typename X, typename T>
 void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   const TileScope tiles;
-  T* y = take<T>(scratch, kAttentionRows * a.Cp);
+  T* y = take<T>(scratch, kPassRows * a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = block_rows<T>(last - row);
+    R = pass_rows<T>(last - row);
     layernorm_rows<X>(a, b * a.N + row, R, y);
     for (int64_t p = 0; p < 3 * a.heads * (a.hdp / kPanel); ++p)
       qkv_panel(a, slot, p, y, row, R, weight_panel<T>(a.wqkv, p, a.C));
@@ -206,7 +206,7 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = block_rows<T>(last - row);
+    R = pass_rows<T>(last - row);
     for (int64_t p = 0; p < panels(a.C); ++p)
       projection_panel<X>(a, b, slot, p, row, R, weight_panel<T>(a.wproj, p, a.C), dropout, line);
   }

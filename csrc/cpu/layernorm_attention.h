@@ -38,13 +38,11 @@ struct AttentionGradients {  // sums of one thread, zero at first
   float *dbqkv, *dbproj, *dgamma, *dbeta;
 };
 
-constexpr int64_t kAttentionRows = 32;  // of a block at most
-
 // What the share of a thread in the rows of an image is a multiple of: a tile, or little.
 [[maybe_unused]] static int64_t row_unit(const AttentionArgs& a) { return a.bf16 ? 16 : 4; }
 
 [[maybe_unused]] static int64_t attention_forward_scratch(const AttentionArgs& a) {  // of any of the three forward passes
-  return scratch_bytes({larger(kAttentionRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
+  return scratch_bytes({larger(kPassRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
 }
 [[maybe_unused]] static int64_t attention_panels_scratch(const AttentionArgs& a, int64_t images) {
   return scratch_bytes({images * a.N * a.Cp, (a.C + 31) / 32 * 32 * 64, 64});

@@ -76,11 +76,11 @@ template <typename X, typename T>
 void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
   const TileScope tiles;
   const Dropout hidden(a.dropout, kHiddenSite), output(a.dropout, kOutputSite);
-  T* y = take<T>(scratch, kMlpRows * a.Cp);
-  T* h = take<T>(scratch, kMlpRows * a.Fp);
-  float* z = take<float>(scratch, kMlpRows * a.Cp);
+  T* y = take<T>(scratch, kPassRows * a.Cp);
+  T* h = take<T>(scratch, kPassRows * a.Fp);
+  float* z = take<float>(scratch, kPassRows * a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = block_rows<T>(last - row);
+    R = pass_rows<T>(last - row);
     layernorm_rows<X>(a, row, R, y, z);
     for (int64_t p = 0; p < panels(a.F); ++p) hidden_panel(a, p, row, R, y, weight_panel<T>(a.w1, p, a.C), hidden, h);
     for (int64_t p = 0; p < panels(a.C); ++p) output_panel(a, p, row, R, h, weight_panel<T>(a.w2, p, a.F), output, z);

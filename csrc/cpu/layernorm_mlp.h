@@ -36,10 +36,10 @@ struct MlpGradients {
   float *db1, *db2, *dgamma, *dbeta;
 };
 
-constexpr int64_t kMlpRows = 32, kMlpTokens = 256;  // rows of a block at most, forward and backward
+constexpr int64_t kMlpTokens = 256;  // rows of a block of the backward pass at most
 
 [[maybe_unused]] static int64_t mlp_forward_scratch(const MlpArgs& a) {
-  return scratch_bytes({kMlpRows * a.Cp, kMlpRows * a.Fp, kMlpRows * a.Cp});
+  return scratch_bytes({kPassRows * a.Cp, kPassRows * a.Fp, kPassRows * a.Cp});
 }
 [[maybe_unused]] static int64_t mlp_panels_scratch(const MlpArgs& a, int64_t rows) {
   return scratch_bytes({rows * a.Cp, (larger(a.C, a.F) + 31) / 32 * 32 * 64});

@@ -18,4 +18,7 @@ namespace cct {
   return bytes;
 }
 
+// Rows at most that pass by a weight at a time, so many that a weight from the third-level cache is worth its way.
+constexpr int64_t kPassRows = 256;
+
 }  // namespace cct
