@@ -94,13 +94,12 @@ template <typename X>
 void qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
   const int64_t per_head = a.hdp / kPanel;
   const PackArgs weight{a.wqkv, a.weight_bf16, false, true, a.C, 3 * a.C, a.hd};
-  float *y = take<float>(scratch, images * a.N * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
-  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
+  float *y = take<float>(scratch, images * a.N * a.Cp), *memory = take<float>(scratch, panel_size(a.C));
   layernorm_rows<X>(a, 0, images * a.N, y);
   for (int64_t p = first; p < last; ++p) {
-    pack_panel(weight, p, panel);
+    const Panel<float> panel = fresh_panel(weight, p, last, memory);
     for (int64_t b = 0; b < images; ++b) {
-      qkv_panel<float>(a, b, p, y + b * a.N * a.Cp, 0, a.N, packed);
+      qkv_panel<float>(a, b, p, y + b * a.N * a.Cp, 0, a.N, panel);
       if (p % per_head == 0) zero_rows(head_rows<float>(a, b, 0, p / per_head), a.N, a.Nr, a.hdp);
     }
   }
@@ -216,11 +215,10 @@ template <typename X>
 void projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
   const Dropout dropout(a.projection_dropout, kProjectionSite);
   const PackArgs weight{a.wproj, a.weight_bf16, false, true, a.C, a.C, a.C};
-  float *panel = take<float>(scratch, panel_size(a.C)), *line = take<float>(scratch, kPanel);
-  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
+  float *memory = take<float>(scratch, panel_size(a.C)), *line = take<float>(scratch, kPanel);
   for (int64_t p = first; p < last; ++p) {
-    pack_panel(weight, p, panel);
-    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, packed, dropout, line);
+    const Panel<float> panel = fresh_panel(weight, p, last, memory);
+    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, panel, dropout, line);
   }
 }
 

@@ -92,25 +92,20 @@ template <typename X>
 void hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch) {
   const PackArgs weight{a.w1, a.weight_bf16, false, true, a.C, a.F, a.F};
   const Dropout dropout(a.dropout, kHiddenSite);
-  float *y = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.C));
-  const Panel<float> packed = panel_of<float>(panel, round_up(a.C, 32));
+  float *y = take<float>(scratch, rows * a.Cp), *memory = take<float>(scratch, panel_size(a.C));
   layernorm_rows<X>(a, 0, rows, y, nullptr);
-  for (int64_t p = first; p < last; ++p) {
-    pack_panel(weight, p, panel);
-    hidden_panel<float>(a, p, 0, rows, y, packed, dropout, h);
-  }
+  for (int64_t p = first; p < last; ++p)
+    hidden_panel<float>(a, p, 0, rows, y, fresh_panel(weight, p, last, memory), dropout, h);
 }
 
 template <typename X>
 void output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch) {
   const PackArgs weight{a.w2, a.weight_bf16, false, true, a.F, a.C, a.C};
   const Dropout dropout(a.dropout, kOutputSite);
-  float *z = take<float>(scratch, rows * a.Cp), *panel = take<float>(scratch, panel_size(a.F));
-  const Panel<float> packed = panel_of<float>(panel, round_up(a.F, 32));
+  float *z = take<float>(scratch, rows * a.Cp), *memory = take<float>(scratch, panel_size(a.F));
   layernorm_rows<X>(a, 0, rows, z, nullptr);
   for (int64_t p = first; p < last; ++p) {
-    pack_panel(weight, p, panel);
-    output_panel<float>(a, p, 0, rows, h, packed, dropout, z);
+    output_panel<float>(a, p, 0, rows, h, fresh_panel(weight, p, last, memory), dropout, z);
     const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
     for (int64_t i = 0; i < rows; ++i)
       store_row(static_cast<X*>(a.out) + i * a.C + p * kPanel, count, z + i * a.Cp + p * kPanel);

@@ -26,15 +26,16 @@ CCT_INLINE void load_tile(const S* src, int64_t stride, int rows, int columns, T
 void pack_lines(const float* weight, int64_t K, float* panel) {
   for (int c = 0; c < kPanel; c += 16, weight += 16 * K)
     for (int64_t k = 0; k < K; k += 16) {
-      for (int r = 0; r < 16; ++r) __builtin_prefetch(weight + (16 + r) * K + k);
+      const float* next = weight + 16 * K + k;
+#pragma GCC unroll 1  // else the compiler keeps 16 addresses, on the stack
+      for (int r = 0; r < 16; ++r, next += K) __builtin_prefetch(next);
       transpose_words(weight + k, K, panel_words(panel, k / 16, c / 16, K), kPanelStride<float>, 16, 16);
     }
 }
 
 template <typename S, typename T>
 void pack(const PackArgs& a, int64_t p, T* panel) {
-  const int64_t per_group = panels(a.group), first = p / per_group * a.group + p % per_group * kPanel;
-  const int64_t left = (p / per_group + 1) * a.group - first;
+  const int64_t first = panel_column(a, p), left = (p / panels(a.group) + 1) * a.group - first;
   const int columns = int(left < kPanel ? left : kPanel);
   const S* weight = static_cast<const S*>(a.weight);
   if constexpr (sizeof(S) == 4 && sizeof(T) == 4)
