@@ -1,7 +1,7 @@
 """The `cct` command: its sub-commands are the modules of cct.commands, each with `add(subparsers)` and `run(args)`.
 
-Exit codes: 0 done; 1 the run could not go on (loss not finite, disk full); 2 wrong usage or input; 130 and 143 stopped by
-SIGINT or SIGTERM with everything saved.
+Exit codes: 0 done; 1 the run could not go on (loss not finite, disk or memory full); 2 wrong usage or input; 130 and 143
+stopped by SIGINT or SIGTERM with everything saved.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(argv=None):
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"cct {args.command}: {error}", file=sys.stderr)
+        print(f"cct {args.command}: {_message(error)}", file=sys.stderr)
         return code
 
 
@@ -72,11 +72,20 @@ def _share_cores():
 def _exit_code(error):
     """The exit code for an error that is the user's to mend, or None for one that is ours."""
     from cct.data import DataError
+    from cct.memory import who_is_full
     from cct.models import CheckpointError
     from cct.training.config import ConfigError
     from cct.training.run_folder import RunError
     from cct_kernels import BackendError
 
-    if isinstance(error, RunError):
+    if isinstance(error, RunError) or who_is_full(error):
         return 1
     return 2 if isinstance(error, ConfigError | DataError | CheckpointError | BackendError) else None
+
+
+def _message(error):
+    from cct.memory import who_is_full
+
+    if (full := who_is_full(error)) is None:
+        return error
+    return f"{full} has no memory left. Smaller batches (--batch-size) or smaller images need less; --device chooses another"

@@ -137,6 +137,14 @@ def test_damaged_files_are_named(capsys, tmp_path, run, photos):
     assert main(["data", "check", str(copy)]) == 2 and "1.png" in capsys.readouterr().out
 
 
+def test_memory_that_runs_out_before_the_run_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "create", lambda *args: torch.empty(2**62, dtype=torch.uint8))
+    assert main(["train", "--epochs", "1"]) == 1
+    message = "cct train: this machine has no memory left. Smaller batches (--batch-size) or smaller images need less"
+    assert message in capsys.readouterr().err
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(run_folder, "create", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

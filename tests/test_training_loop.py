@@ -337,6 +337,29 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert all(torch.isfinite(t).all() for t in run_folder.load_state(tmp_path / "run")[0]["model"].values())
 
 
+@pytest.mark.parametrize("error, who", [(torch.OutOfMemoryError("CUDA out of memory."), "the GPU"), (None, "this machine")])
+def test_memory_that_runs_out_ends_a_run_that_can_go_on(tmp_path, error, who):
+    def full():
+        if error is not None:
+            raise error
+        torch.empty(2**62, dtype=torch.uint8)
+
+    folder = tmp_path / "run"
+    advice = f"--accumulate-steps 4 halves what a step needs. Go on with: cct train --resume {folder} "
+    with pytest.raises(RunError, match=re.escape(f"{who} has no memory left: {advice}")):
+        train(configure(folder, epochs=1, accumulate_steps=2), log=Quiet({2: full}))
+    assert len(resume(folder, {"accumulate_steps": 4}, log=Quiet()).rows) == 1
+
+
+def test_another_error_of_the_runtime_is_ours(tmp_path):
+    def fail():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match") as raised:
+        train(configure(tmp_path / "run", epochs=1), log=Quiet({2: fail}))
+    assert not isinstance(raised.value, RunError)
+
+
 def test_a_full_disk_leaves_the_last_save_whole(tmp_path, monkeypatch, whole_run, extras):
     real = Path.write_bytes
 

@@ -66,8 +66,10 @@ def make_ema(model, decay, warmup=False):
     d = decay; with warmup min(decay, (1 + t) / (10 + t)) at update t = 1, 2, ...; update 0 copies the weights.
     """
 
-    def average(averaged, current, t):
-        d = min(decay, (1 + int(t)) / (10 + int(t))) if warmup else decay
+    def average(averaged, current, _):
+        t = int(ema.n_averaged)  # on the host; what is passed here is a copy on the device, and to read it is to wait
+        d = min(decay, (1 + t) / (10 + t)) if warmup else decay
         get_ema_multi_avg_fn(d)(averaged, current, t)
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return ema

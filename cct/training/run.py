@@ -9,6 +9,7 @@ from signal import Signals
 import torch
 
 from cct.data import DataError, batches
+from cct.memory import who_is_full
 from cct.models.checkpoints import load_checkpoint
 
 from . import metrics, sessions, sizes
@@ -89,6 +90,11 @@ class Run:
                     signal = self._train_epoch(interrupt)
             except DataError as error:  # a picture that does not decode
                 raise DataError(f"{error}. {advice}") from error
+            except (RuntimeError, MemoryError) as error:
+                if (full := who_is_full(error)) is None:
+                    raise
+                less = f"--accumulate-steps {2 * self.config.accumulate_steps} halves what a step needs"
+                raise RunError(f"{full} has no memory left: {less}. {advice}") from error
             finally:
                 self.log.stop()
             self.files.curve(self.rows)
