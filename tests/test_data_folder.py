@@ -67,7 +67,8 @@ def test_without_an_evaluation_split(tree, where):
 
 def test_resize_and_centre_crop_are_pillows(tmp_path):
     image = picture(tmp_path / "a/wide.png", (90, 40))
-    picture(tmp_path / "b/other.png")
+    for name in ("one", "two"):
+        picture(tmp_path / "b" / f"{name}.png")
     data = cct.data.load("folder", tmp_path, img_size=(20, 30))
     # 40 high -> 20 high, 45 wide; 30 of them from the centre.
     expected = image.resize((45, 20), Image.Resampling.BICUBIC).crop((8, 0, 38, 20))
@@ -248,6 +249,26 @@ def test_layouts_that_are_refused(tmp_path, files, message):
     assert not report.ok and str(tmp_path) in report.problems[0]
 
 
+def test_classes_of_one_image_leave_none_to_test_on(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / name / "x.png")
+    with pytest.raises(DataError, match="no class has two images, so there is none to test on; add images, or a folder test/"):
+        cct.data.load("folder", tmp_path)
+    for name in ("train/a", "train/b", "test/a"):
+        picture(tmp_path / "whole" / name / "x.png")
+    with pytest.raises(DataError, match=r"val_split is 0\.5, but no class has two training images to hold one out"):
+        cct.data.load("folder", tmp_path / "whole", val_split=0.5)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        cct.data.load("folder", tmp_path)
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(DataError, match="nowhere: there is no such folder"):
         cct.data.load("folder", tmp_path / "nowhere")
@@ -258,8 +279,9 @@ def test_missing_folder(tmp_path):
 def test_too_large_for_memory(tmp_path, monkeypatch):
     for name in "ab":
         picture(tmp_path / name / "x.png")
+        picture(tmp_path / name / "y.png")
     monkeypatch.setattr(pictures.os, "sysconf", lambda key: 1000)
-    with pytest.raises(DataError, match=r"2 images of 4096 x 4096 need 0\.1 GiB, .*choose a smaller img_size, or stream"):
+    with pytest.raises(DataError, match=r"4 images of 4096 x 4096 need 0\.2 GiB, .*choose a smaller img_size, or stream"):
         cct.data.load("folder", tmp_path, img_size=4096, stream=False)
     assert isinstance(cct.data.load("folder", tmp_path, img_size=4096).train, streamed.StreamedSplit)
 

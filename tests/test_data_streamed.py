@@ -1,5 +1,6 @@
 """Decoding while training: the same pixels as in memory, crops cut from the picture itself, prefetch in bounds."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -135,6 +136,15 @@ def test_parts_and_bytes(photos):
     assert torch.equal(part, whole[[5, 1]])
     content = [Picture("archive/a", p.label, Path(p.where).read_bytes()) for p in split.pictures]
     assert torch.equal(next(StreamedSplit(content, split.frame).fetch([slice(0, 8)])[1]), whole)
+
+
+def test_memory_is_what_a_container_may_have(tmp_path, monkeypatch):
+    limit, none = tmp_path / "memory.max", tmp_path / "unlimited"
+    limit.write_text("1048576\n"), none.write_text("max\n")
+    for paths, expected in (((none,), None), ((tmp_path / "missing", limit), 1048576)):
+        monkeypatch.setattr(cct.data.pictures, "CONTAINER_LIMITS", paths)
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        assert cct.data.pictures._memory() == (expected or whole)
 
 
 def test_half_of_the_memory_decides(photos, monkeypatch):

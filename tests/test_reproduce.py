@@ -13,6 +13,7 @@ import pytest
 
 from cct import recipes
 from cct.cli import main
+from cct.commands import reproduce
 from cct.commands.runs import Runs, _told
 from cct.reports import results
 from cct.reports.curves import read_metrics
@@ -105,6 +106,34 @@ def test_table_rows():
     assert (changed["changes"], changed["last"], changed["last_sd"]) == ("epochs=3", "50.00", "")
     assert (partial["state"], partial["last"], partial["seeds"]) == ("epoch 7 of 300", "30.00", "42")
     assert not_run["state"] == "not run" and "last" not in not_run
+
+
+def test_a_lesser_run_does_not_take_the_place_of_another(tmp_path):
+    """In a new clone the runs are gone, and their results are there."""
+
+    def publish(began, epochs, finished=False):
+        run = tmp_path / "runs" / "tiny" / "seed-42"
+        run.mkdir(parents=True, exist_ok=True)
+        rows = "".join(f"{epoch},0.1,0.{epoch},1.0\n" for epoch in range(1, epochs + 1))
+        (run / "metrics.csv").write_text("epoch,lr,test_top1,seconds\n" + rows)
+        record = run_of("tiny", 42, 0.0, finished=finished, sessions=[{"began": began}])
+        return results.publish(run, record, tmp_path / "results")
+
+    path = tmp_path / "results" / "runs" / "tiny" / "seed-42.json"
+    assert publish("monday", 2) is None and publish("monday", 3) is None and publish("tuesday", 4) is None
+    assert publish("wednesday", 3) == path and json.loads(path.read_text())["epochs"] == 4
+    assert publish("tuesday", 5, finished=True) is None
+    kept = path.read_bytes(), path.with_suffix(".csv").read_bytes()
+    assert publish("wednesday", 6) == path and (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == kept
+    assert publish("wednesday", 6, finished=True) is None and json.loads(path.read_text())["epochs"] == 6
+
+
+def test_the_split_tells_the_test_accuracy_of_runs_that_report_on_val():
+    cells = [recipes.Cell("a", "4", "CCT-7/7x2", "flowers102", "top1", 97.19)]
+    runs = [run_of("a", seed, 90.0, tested=tested) for seed, tested in ((42, 60.0), (43, 61.0))]
+    runs = [{**run, "split": "val", "data_split": "official split"} for run in runs]
+    assert results.table_rows("4", cells, runs)[0]["split"] == "val; official split; the best weights on test 60.50 %"
+    assert results.table_rows("4", cells, [*runs, run_of("a", 44, 90.0)])[0]["split"] == "test"
 
 
 def test_figure_7_takes_the_accuracy_at_other_sizes():
@@ -218,6 +247,19 @@ def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):
     assert second.parent.name != first.parent.name  # the name under which results are published
 
 
+def test_changes_in_any_order_are_the_same_runs():
+    assert reproduce._changes(["lr=1e-3", "epochs=1"]) == {"epochs": 1, "lr": 1e-3}
+    assert list(reproduce._changes(["lr=1e-3", "epochs=1"])) == ["epochs", "lr"]
+
+
+def test_a_change_may_take_a_value_away(folder, monkeypatch):
+    runs = runs_of(folder, monkeypatch, "")[0]
+    runs.changes = reproduce._changes(["target_top1="])
+    job = runs.job("tiny", 0)
+    assert job.words[-2:] == ["--target-top1", ""] and job.record["changes"] == "target_top1="
+    assert main(["train", "-c", str(recipes.path("tiny")), *job.words, "--output", str(folder / "run")]) == 0
+
+
 def runs_of(folder, monkeypatch, script, budget=None):
     """`Runs` whose processes run a Python script instead of `cct train`; its jobs have seeds 42 and 43."""
     args = SimpleNamespace(runs=str(folder / "runs"), budget=budget, data_dir=None, device=None, threads=None)
@@ -285,7 +327,7 @@ def test_lists_and_dry_run(folder, capsys):
     out = capsys.readouterr().out
     commands = [line.strip() for line in out.splitlines() if "cct train" in line]
     assert commands == [  # in the order of the table, every row before the second seed
-        f"cct train -c {name} --seed {seed} --scale 0.5 1 --no-flip" for seed in (42, 43) for name in ("another", "tiny")
+        f"cct train -c {name} --seed {seed} --no-flip --scale 0.5 1" for seed in (42, 43) for name in ("another", "tiny")
     ]
     assert "not begun" in out and not (folder / "runs").exists() and not (folder / "results").exists()
 

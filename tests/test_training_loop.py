@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -430,6 +431,28 @@ def test_validation_split(tmp_path):
     result = train(configure(tmp_path / "run", val_split=0.5), log=Quiet())
     assert "val_top1" in result.rows[0] and "test_top1" not in result.rows[0]
     assert re.fullmatch(r"digits val top-1 .* at epoch [123]\); its test top-1 \d+\.\d\d %", result.sentence)
+    state, _ = run_folder.load_state(result.folder)
+    assert result.sentence.endswith(f"its test top-1 {100 * state['tested']:.2f} %")
+    for name, tensor in weights(result.folder).items():  # the state has the last weights, as ever
+        assert torch.equal(state["model"][name], tensor)
+    assert resume(result.folder, log=Quiet()).sentence == result.sentence
+
+
+def test_images_that_would_fill_a_gpu_stay_where_they_are(monkeypatch, digits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * digits.train.images.nbytes - 1, 0))
+    run = SimpleNamespace(device=torch.device("cuda", 0))
+    assert run_module.Run._near(run, digits.train) is digits.train
+    run.device = torch.device("cpu")
+    assert run_module.Run._near(run, digits.train).device.type == "cpu"
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3.0, None])
+def test_a_state_that_is_none_is_damaged(tmp_path, whole_run, content):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    torch.save(content, folder / "resume.pt")
+    state, note = run_folder.load_state(folder)
+    assert "resume.pt is damaged (holds a" in note and state["epoch"] >= 1
 
 
 def test_starting_from_weights(tmp_path):

@@ -1,5 +1,7 @@
 """`cct reproduce`."""
 
+import sys
+
 from .parser import add_command
 
 EPILOG = """
@@ -59,7 +61,8 @@ def run(args):
             return 0
 
         def publish(job):
-            results.publish(job.folder, job.record, args.results)
+            if kept := results.publish(job.folder, job.record, args.results):
+                print(f"{kept}: is another run that got further, and stays until this one is finished", file=sys.stderr)
             _write_tables(args.results, table)
 
         code = runs.go(jobs, publish)
@@ -129,7 +132,7 @@ def _changes(pairs):
         if key in ("seed", "output", "data_dir", "device", "threads", "model_kwargs"):
             raise ConfigError(f"--set: {key} cannot be set here; see --seeds, --runs, --data-dir, --device, --threads")
         changes[key] = coerce(key, value)
-    return changes
+    return {name: changes[name] for name in FIELDS if name in changes}  # in whatever order they were given, the same runs
 
 
 # What is printed.

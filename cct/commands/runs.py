@@ -81,7 +81,7 @@ class Runs:
         job = Job(recipe, folder, record, words, self.machine_words, tuple(sizes))
         if job.record_path.is_file():
             kept = read_json(job.record_path)
-            record |= {key: kept[key] for key in ("finished", "sessions", "at", "data_split") if key in kept}
+            record |= {key: kept[key] for key in ("finished", "sessions", "at", "data_split", "tested") if key in kept}
         return job
 
     def go(self, jobs, publish):
@@ -185,8 +185,8 @@ class Runs:
 
 
 def _told(job):
-    """What the state of the run tells: the split of its data, its sessions on whatever machine; before them those that only the
-    record knows. {} when the state is damaged."""
+    """What the state of the run tells: the split of its data, the test accuracy of a run that reports on val (%), its sessions
+    on whatever machine; before them those that only the record knows. {} when the state is damaged."""
     try:
         state = run_folder.load_state(job.folder)[0]
     except ConfigError as error:
@@ -195,12 +195,13 @@ def _told(job):
     told = sessions.earlier(state)
     dated = [session for session in told if session["began"]]
     older = [s for s in job.record["sessions"] if s["began"] and (not dated or s["began"] < dated[0]["began"])]
-    split = {"data_split": state["split"]} if "split" in state else {}
-    return {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **split}
+    facts = {"data_split": state.get("split"), "tested": None if state.get("tested") is None else 100 * state["tested"]}
+    known = {name: value for name, value in facts.items() if value is not None}
+    return {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **known}
 
 
 def _text(value, separator=" "):
-    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple) else "" if value is None else str(value)
 
 
 def _flag(name, value):
@@ -208,7 +209,7 @@ def _flag(name, value):
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag[2:]]
-    return [flag, *map(_exact, value)] if isinstance(value, tuple) else [flag, str(value)]
+    return [flag, *map(_exact, value)] if isinstance(value, tuple) else [flag, "" if value is None else str(value)]
 
 
 def _exact(number):

@@ -71,7 +71,8 @@ def permutation(seed: int, epoch: int, n: int, device="cpu") -> torch.Tensor:
 def stratified(labels: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Sorted indices (kept, held out): round(fraction * count) of every class, always the same ones.
 
-    At least one sample of a class is held out and at least one kept; a class of one sample is kept.
+    At least one sample of a class is held out and at least one kept; a class of one sample is kept, so that of classes with one
+    sample each nothing is held out.
     """
     key = words(0, 0, SPLIT, len(labels))[:, 0]
     held = torch.zeros(len(labels), dtype=torch.bool)

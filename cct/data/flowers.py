@@ -128,6 +128,9 @@ def _read_official(roots, download):
 
 
 def _content(paths, number):
-    data = paths[number].read_bytes()
+    try:
+        data = paths[number].read_bytes()
+    except OSError as error:
+        raise DataError(f"{paths[number]}: cannot be read ({error.strerror})") from None
     expect_checksum(data, FLOWERS.remotes[number].sha256 or None, paths[number])
     return data

@@ -90,7 +90,11 @@ def scan(root: Path, parts=tuple(SPLITS)) -> Listing:
 
 def _classes(folder: Path) -> tuple[dict[str, list[Path]], int]:
     tree, ignored = {}, 0
-    for entry in sorted(folder.iterdir()):
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    for entry in entries:
         if not entry.is_dir() or entry.name.startswith("."):
             continue
         found = sorted(Path(base, f) for base, _, names in os.walk(entry) for f in names if not f.startswith("."))
@@ -151,6 +155,8 @@ def _data_set(name, root, listing, frame, reading):
         note += f"; tested on {listing.folders['val']}/, there is no test/"
     elif "test" not in splits:
         kept, held = stratified(splits["train"].labels, TEST_FRACTION)
+        if not len(held):
+            raise DataError(f"{root}: no class has two images, so there is none to test on; add images, or a folder test/")
         splits |= {"train": splits["train"].subset(kept), "test": splits["train"].subset(held).at_evaluation()}
         note += f"; fixed stratified split: {len(kept)} train, {len(held)} test"
     mean, std = IMAGENET[frame.channels]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from .dataset import DataError, Split
 from .streamed import Frame, Picture, StreamedSplit, cores, numbers, processes_here
 
+# Where a container finds the limit of its memory: control groups, version 2 and 1.
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 SHOWN = 20  # files that cannot be read, in one message
 
 
@@ -104,7 +108,9 @@ def expect_readable(root, paths, errors):
 
 
 def _memory():
-    """Bytes of this machine's memory for each process that torchrun started on it; no limit where it cannot be known."""
-    if not hasattr(os, "sysconf"):
-        return float("inf")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()
+    """Bytes of memory that each process which torchrun started here may have; no limit where it cannot be known."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else []
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits, default=float("inf")) // processes_here()

@@ -97,6 +97,8 @@ def _hold_out(data: DataSet, fraction) -> DataSet:
     if data.val is not None:
         raise DataError(f"{data.source}: val_split is {fraction}, but there is a val split already; leave val_split out")
     kept, held = stratified(data.train.labels, fraction)
+    if not len(held):
+        raise DataError(f"{data.source}: val_split is {fraction}, but no class has two training images to hold one out")
     split = f"{data.split}; {len(held)} of train held out for validation"
     return replace(data, train=data.train.subset(kept), val=data.train.subset(held).at_evaluation(), split=split)
 

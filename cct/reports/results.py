@@ -63,18 +63,33 @@ def wall_clock(rows):
 def publish(run, record, results):
     """Copy what a run has given so far, its `record` and its metrics.csv, to results/runs; nothing before the first epoch.
 
+    Returns None, or the path of what is kept there instead: another run of the same name that got further, such as one that
+    came with the project. A finished run takes its place all the same.
+
     run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned (epochs), target (% or None),
-    finished, sessions; data_split: how train and test were made, where the state of the run told it; and `at`, the accuracy of
-    the last weights in % at other image sizes, {"16": ...}.
+    finished, sessions; data_split: how train and test were made, where the state of the run told it; tested: of a run that
+    reports on val, the test accuracy of its best weights in %; and `at`, the accuracy of the last weights in % at other image
+    sizes, {"16": ...}.
     """
     metrics = Path(run) / "metrics.csv"
     facts = numbers(read_metrics(metrics), record.get("target")) if metrics.is_file() else {}
     if not facts:
-        return
+        return None
     folder = Path(results) / "runs" / run.parent.name
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{run.name}.json"
+    if path.is_file() and not record["finished"]:
+        kept = read_json(path)
+        if _began(kept) != _began(record) and (kept.get("finished") or kept.get("epochs", 0) > facts["epochs"]):
+            return path
     write_atomically(folder / f"{run.name}.csv", lambda temporary: shutil.copyfile(metrics, temporary))
-    write_json(folder / f"{run.name}.json", {**record, **facts})
+    write_json(path, {**record, **facts})
+    return None
+
+
+def _began(record):
+    """When the first session of a run began: two of one name are thereby told apart."""
+    return record["sessions"][0].get("began") if record.get("sessions") else None
 
 
 def records(results):
@@ -152,7 +167,7 @@ def _over_seeds(runs):
         "seeds": " ".join(str(run["seed"]) for run in shown),
         "epochs": last["epochs"],
         "minutes": f"{statistics.mean(run['seconds'] for run in shown) / 60:.1f}",
-        "split": "; ".join(filter(None, (last["split"], last.get("data_split")))),
+        "split": "; ".join(filter(None, (last["split"], last.get("data_split"), _tested(shown)))),
         "changes": last["changes"],
         "machine": of_sessions(sessions, "machine"),
         "versions": of_sessions(sessions, "versions"),
@@ -165,6 +180,12 @@ def _over_seeds(runs):
         row[name] = f"{statistics.mean(values):.2f}" if values else ""
         row[f"{name}_sd"] = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return row
+
+
+def _tested(runs):
+    """Of runs that report on val: the mean test accuracy of the weights that were best on it."""
+    values = [run["tested"] for run in runs if "tested" in run]
+    return f"the best weights on test {statistics.mean(values):.2f} %" if len(values) == len(runs) else None
 
 
 def of_sessions(sessions, key):

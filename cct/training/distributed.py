@@ -1,6 +1,7 @@
 """The processes of a run: one alone, or those that `torchrun` starts and that share every batch."""
 
 import contextlib
+import datetime
 import gc
 import importlib
 import os
@@ -10,6 +11,9 @@ import torch
 import torch.distributed as dist
 
 from .run_folder import RunError
+
+# Of a process for the others: one may download or read a large data set meanwhile. A process that is gone is noticed at once.
+PATIENCE = datetime.timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def joined():
     workers = Workers(*(int(os.environ[name]) for name in names))
     # Its functions have the group of their import as a default argument: imported later, by DDP, they would keep it alive.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield workers
     # Only the last owner of the group ends gloo's threads; one that frees a tensor while Python shuts down aborts the process.
     gc.collect()  # DDP's modules are owners too

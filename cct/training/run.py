@@ -8,7 +8,7 @@ from signal import Signals
 
 import torch
 
-from cct.data import DataError, batches
+from cct.data import DataError, Split, batches
 from cct.memory import who_is_full
 from cct.models.checkpoints import load_checkpoint
 
@@ -53,13 +53,14 @@ class Run:
         self.files = Files(folder, setup, self.workers)
         self.stepper = Step(self.model, setup.objective, self.config, self.device, self.workers)
         self.ema = self.stepper.ema
-        self.side, self.train_split, self.augment = None, self.data.train.to(self.device), setup.augment
+        self.side, self.train_split, self.augment = None, self._near(self.data.train), setup.augment
         self.split = "test" if self.data.val is None else "val"
         self.reported = self.data.tested_on if self.split == "test" else self.split  # a folder may have no test/
-        self.held_out = getattr(self.data, self.split).to(self.device)
+        self.held_out = self._near(getattr(self.data, self.split))
         self.epochs = total_epochs(self.config)
         self.steps = batches.num_batches(len(self.data.train), self.config.batch_size, self.config.drop_last)
         self.epoch, self.rows, self.seconds_before, self.changed = 0, [], 0.0, []
+        self.tested = None  # the test accuracy of the weights that were best on val, once it is known
         self.session, self.sessions_before = sessions.begin(self.device, self.workers), []
         self._begin_epoch()
         self.saved_at = self.drawn_at = time.monotonic()
@@ -137,8 +138,16 @@ class Run:
             split = split.resized((side, side))
             padding = round(self.augment.crop_padding * side / self.config.img_size)
             self.augment = dataclasses.replace(self.augment, crop_padding=padding)
-        self.side, self.train_split = side, split.to(self.device)
+        self.side, self.train_split = side, self._near(split)
         self.stepper.forget_graphs()
+
+    def _near(self, split):
+        """The split on our device; images that would take half of a GPU's free memory stay where they are."""
+        if self.device.type == "cuda" and isinstance(split, Split):
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if split.images.nbytes > free / 2:
+                return split
+        return split.to(self.device)
 
     def _train_step(self, images, targets):
         n = min(self.config.batch_size, len(self.data.train) - self.step * self.config.batch_size)
@@ -243,6 +252,7 @@ class Run:
             "rows": self.rows,
             "images": len(self.data.train),
             "split": self.data.split,
+            "tested": self.tested,
             "classes": list(self.data.classes),
             "workers": self.workers.count,
             "seconds_from_start": self.seconds_from_start,
@@ -258,7 +268,7 @@ class Run:
             raise ConfigError(f"--resume {self.folder}: it began with {then}, but {self.data.source} has {now}; see --data-dir")
         self.stepper.load_state_dict(state)
         self.rows, self.seconds_before = state["rows"], state["seconds_from_start"]
-        self.sessions_before = sessions.earlier(state)
+        self.sessions_before, self.tested = sessions.earlier(state), state.get("tested")
         self.changed = sessions.changes(self.sessions_before[-1], self.session)
         if (before := state["config"]["data_dir"]) != self.config.data_dir:
             self.changed.append(f"changed  data_dir: {before} -> {self.config.data_dir}")
@@ -278,12 +288,21 @@ class Run:
         self.log.line(sentence)
         return Result(self.folder, self.rows, sentence, EXIT_CODES[signal])
 
+    def _test_best(self):
+        """Find and keep the test accuracy of the weights that were best on val."""
+        last = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        best = load_checkpoint(self.folder / "best.safetensors")[0] if self.workers.first else None
+        self.model.load_state_dict(self.workers.share(best))
+        self.tested = self.evaluate(self.model, self.data.test)["top1"]
+        self.model.load_state_dict(last)
+        self.save()
+
     def _finished(self):
         sentence = summary(self.rows, self.config.data, self.split, self.config.target_top1, self.reported)
         if self.split == "val":
-            best = load_checkpoint(self.folder / "best.safetensors")[0] if self.workers.first else None
-            self.model.load_state_dict(self.workers.share(best))
-            sentence += f"; its test top-1 {percent(self.evaluate(self.model, self.data.test)['top1'])}"
+            if self.tested is None:
+                self._test_best()
+            sentence += f"; its test top-1 {percent(self.tested)}"
         sentence += "; each image evaluated with its mirror image" if self.config.tta == "flip" else ""
         self.log.line(sentence)
         self.log.line(f"run folder: {self.folder}")

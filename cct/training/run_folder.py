@@ -7,7 +7,6 @@ import errno
 import fcntl
 import itertools
 import os
-import pickle
 import socket
 from io import BytesIO
 from pathlib import Path
@@ -170,8 +169,10 @@ def load_state(folder):
             continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            problems.append(f"{path} is damaged ({str(error).splitlines()[0][:80]})")
+            if not isinstance(state, dict):
+                raise TypeError(f"holds a {type(state).__name__}")
+        except Exception as error:  # whatever a damaged pickle makes of itself
+            problems.append(f"{path} is damaged ({(str(error) or repr(error)).splitlines()[0][:80]})")
             continue
         if state.get("format") != FORMAT:
             raise ConfigError(f"{path}: has format {state.get('format')}; this version of cct-kernels reads {FORMAT}")

@@ -71,8 +71,11 @@ _INSTEAD = {
     "no_aug": "crop_padding: 0 and flip: false",
 }
 
-# What that script does where its own file (known by the key `dataset`) is silent, and our defaults differ.
-SCRIPT_DEFAULTS = {"sched": "step", "drop_last": True, "crop_padding": 0, "hflip": 0.5, "model_ema_decay": 0.9998}
+# What that script does where its own file (known by the key `dataset`) is silent, and our defaults differ. Learning rate,
+# optimizer and length are ours then: the script's are for training on ImageNet.
+SCRIPT_DEFAULTS = {
+    "sched": "step", "drop_last": True, "crop_padding": 0, "scale": (0.08, 1.0), "hflip": 0.5, "model_ema_decay": 0.9998,
+}  # fmt: skip
 DATA_NAMES = {"": "folder", "image_folder": "folder", "fashionmnist": "fashion_mnist", "oxford_iiit_pet": "pets"}
 
 NAMES = (*NO_EFFECT, *ONLY, "dataset", "input_size")
