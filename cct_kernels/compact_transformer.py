@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from .calls import alike, compute_dtype
-from .checks import expect_optional, expect_tensor, pair
+from .checks import expect_bool, expect_int, expect_like, expect_optional, expect_positive, expect_tensor, pair
 from .conv_tokenizer import MAX_WINDOW, conv_tokenizer
 from .dispatch import TABLE, choose
 from .encoder import Block, encoder
@@ -45,7 +45,7 @@ def compact_transformer(
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.
     """
     parameters = [norm_weight, norm_bias, class_token, positional, pool_weight, pool_bias, head_weight, head_bias]
-    _check(x, stages, parameters)
+    _check(x, stages, parameters, num_heads, relu, pool, eps)
     if (OP, x.device.type) in TABLE and choose(OP, x, backend) == "cpu" and not torch.is_grad_enabled():
         weights, biases, strides, paddings = zip(*stages, strict=True)
         flat = _flat(blocks)
@@ -83,11 +83,18 @@ def _flat(blocks):
     return flat if all(isinstance(tensor, torch.Tensor) for tensor in flat) else None
 
 
-def _check(x, stages, parameters):
-    """What the ops inside do not check by themselves."""
+def _check(x, stages, parameters, num_heads, relu, pool, eps):
+    """What the native call does not check by itself."""
     expect_tensor(OP, "x", x, ndim=4)
+    expect_int(OP, "num_heads", num_heads, 1)
+    expect_bool(OP, "relu", relu)
+    expect_positive(OP, "eps", eps)
+    if pool is not None and (not isinstance(pool, (tuple, list)) or len(pool) != 3):
+        raise ValueError(f"{OP}: pool is {pool!r}; expected (kernel, stride, padding) or None")
     if not isinstance(stages, (tuple, list)) or not stages or any(len(stage) != 4 for stage in stages):
         raise ValueError(f"{OP}: stages is {type(stages).__name__}; expected a sequence of (weight, bias, stride, padding)")
+    for weight, *_ in stages:
+        expect_tensor(OP, "weight of a stage", weight, ndim=4)
     norm_weight, norm_bias, class_token, positional, pool_weight, _, head_weight, head_bias = parameters
     expect_tensor(OP, "norm_weight", norm_weight, ndim=1)
     C = norm_weight.shape[0]
@@ -99,4 +106,5 @@ def _check(x, stages, parameters):
         raise ValueError(f"{OP}: pool_weight and class_token are None; expected one of them, to read the tokens out")
     if head_weight is not None:
         expect_tensor(OP, "head_weight", head_weight, ndim=2)
+        expect_like(OP, "head_weight", head_weight, (head_weight.shape[0], C), norm_weight)
         expect_optional(OP, "head_bias", head_bias, head_weight.shape[:1], head_weight)

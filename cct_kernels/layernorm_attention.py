@@ -83,7 +83,8 @@ class _LayerNormAttention(torch.autograd.Function):
         num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
         options = attn_dropout, dropout, scale, seed, eps, compute
         _, backward = kernels(OP, backend)
-        need_weights = any(ctx.needs_input_grad[3:7])  # those of the norm cost nothing
+        _, _, _, qkv_weight, proj, *biases = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
+        need_weights = qkv_weight or proj or (backend != "cpu" and any(biases))  # nor those of biases on the CPU
         saved = mean, rstd, qkv, o, lse, need_weights
         gradients = backward(dout, *tensors, num_heads, qkv_bias, mask, *options, *saved)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))

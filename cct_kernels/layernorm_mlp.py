@@ -69,7 +69,8 @@ class _LayerNormMLP(torch.autograd.Function):
         *tensors, scale, seed, mean, rstd, hidden = ctx.saved_tensors
         dropout, eps, compute, backend = ctx.options
         _, backward = kernels(OP, backend)
-        need_weights = any(ctx.needs_input_grad[3:7])  # those of the norm cost nothing
+        _, _, _, fc1, fc1_bias, fc2, fc2_bias = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
+        need_weights = fc1 or fc2 or (backend != "cpu" and (fc1_bias or fc2_bias))  # nor those of biases on the CPU
         gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, hidden, need_weights)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, *[None] * 7)

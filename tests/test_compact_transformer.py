@@ -174,6 +174,13 @@ def test_gradients_reach_every_parameter():
         ({"blocks": None}, "blocks is NoneType; expected a sequence of blocks"),
         ({"blocks": [[None] * 11]}, "norm_weight is NoneType; expected a tensor"),
         ({"num_heads": 3}, "num_heads is 3"),
+        ({"num_heads": 2.0}, "num_heads is 2.0; expected an int"),
+        ({"num_heads": 2**70}, "num_heads is .*; expected an int below"),
+        ({"relu": None}, "relu is None; expected True or False"),
+        ({"eps": -1.0}, "eps is -1.0; expected a positive number"),
+        ({"pool": 3}, "pool is 3; expected"),
+        ({"stages": [(None, None, 1, 1)]}, "weight of a stage is NoneType; expected a tensor"),
+        ({"head_weight": torch.zeros(10, 5), "head_bias": None}, r"head_weight has shape \(10, 5\); expected \(10, 128\)"),
         ({"backend": "fast"}, "backend is 'fast'"),
     ],
 )

@@ -123,6 +123,10 @@ def test_frozen_parameters_cost_nothing():
         (["blocks.1.norm1", "blocks.1.pre_norm"], {"layernorm_mlp_backward": [False], "layernorm_attention_backward": [False]}),
         (["blocks.1.linear2"], {"layernorm_mlp_backward": [True]}),
         (
+            ["blocks.1.linear1.bias", "blocks.1.linear2.bias", "blocks.1.self_attn.proj.bias"],
+            {"layernorm_mlp_backward": [False], "layernorm_attention_backward": [False]},
+        ),
+        (
             ["tokenizer"],
             {
                 "layernorm_mlp_backward": [False, False],

@@ -22,7 +22,7 @@ EXAMPLES = int(os.environ.get("CCT_FUZZ_EXAMPLES", 0))
 fuzz = settings(
     max_examples=EXAMPLES or 40, derandomize=not EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
-OPS = ("conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool")
+OPS = ("compact_transformer", "conv_tokenizer", "encoder", "layernorm_attention", "layernorm_mlp", "seqpool")
 EXPECTED_ERRORS = (ValueError, BackendError)
 SIZES = st.sampled_from([0, 1, 1, 2, 2, 3, 5, 7, 16, 17, 33, 64, 65, 70])
 SMALL = st.sampled_from([0, 1, 1, 2, 3])
@@ -66,26 +66,64 @@ def layernorm_mlp_case(draw):
 
 
 def encoder_case(draw):
-    """The tensors of all blocks by name, "<block>.<place>.<name>"; `call` puts them together."""
     heads = draw(st.integers(1, 3))
-    B, N, C, F = draw(SMALL), draw(SIZES), draw(st.sampled_from([0, 1, 8, 33])) * heads, draw(SIZES)
+    B, N, C = draw(SMALL), draw(SIZES), draw(st.sampled_from([0, 1, 8, 33])) * heads
+    shapes = {"x": (B, N, C)} | ({"mask": (B, N)} if draw(FLAG) else {}) | ({"seed": (2,)} if draw(FLAG) else {})
+    return shapes | block_shapes(draw, C), {"num_heads": heads, "attn_dropout": draw(RATES), "dropout": draw(RATES)}
+
+
+def block_shapes(draw, C):
+    """The tensors of up to two blocks by name, "<block>.<place>.<name>"; `call` puts them together."""
+    F, shapes = draw(SIZES), {}
     sizes = {"norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C), "proj_weight": (C, C), "proj_bias": (C,)}
     sizes |= {"norm1_weight": (C,), "norm1_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
     sizes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
-    shapes = {"x": (B, N, C)} | ({"mask": (B, N)} if draw(FLAG) else {}) | ({"seed": (2,)} if draw(FLAG) else {})
     for block in range(draw(st.integers(0, 2))):
         shapes |= {f"{block}.{place:02d}.{name}": shape for place, (name, shape) in enumerate(sizes.items())}
-    return shapes, {"num_heads": heads, "attn_dropout": draw(RATES), "dropout": draw(RATES)}
+    return shapes
+
+
+def compact_transformer_case(draw):
+    """Weights of the stages by name, "stage.<number>"; strides and paddings are 1."""
+    heads = draw(st.integers(1, 3))
+    B, channels, size, C = draw(SMALL), draw(SMALL), draw(st.integers(1, 9)), draw(st.sampled_from([1, 8, 33])) * heads
+    shapes, tokens = {"x": (B, channels, size, size + 1)}, (size, size + 1)
+    pool = draw(st.sampled_from([None, (3, 2, 1), ((2, 1), 1, 0)]))
+    for stage in range(last := draw(st.integers(1, 2))):
+        k = draw(st.sampled_from([1, 3, 4]))
+        width = C if stage + 1 == last else draw(st.sampled_from([5, 32]))
+        shapes[f"stage.{stage}"] = (width, channels, k, k)
+        channels, tokens = width, [side + 3 - k for side in tokens]
+        if pool is not None:
+            window = [(3, 3), (2, 2), (1, 1)] if pool[1] == 2 else [(2, 1), (1, 1), (0, 0)]
+            tokens = [(t + 2 * p - w) // s + 1 for t, w, s, p in zip(tokens, *window, strict=True)]
+    classes, N = draw(SIZES), max(0, tokens[0]) * max(0, tokens[1])
+    shapes |= {"norm_weight": (C,), "norm_bias": (C,), **block_shapes(draw, C)}
+    if kept := draw(FLAG):
+        shapes["class_token"] = (1, 1, C)
+    if not kept or draw(FLAG):
+        shapes["pool_weight"] = (1, C)
+    if draw(FLAG):
+        shapes["positional"] = (1, N + kept, C)
+    if draw(FLAG):
+        shapes |= {"head_weight": (classes, C), "head_bias": (classes,)}
+    return shapes, {"num_heads": heads, "relu": draw(FLAG), "pool": pool}
 
 
 def call(op, arguments, module=cct_kernels):
-    function = getattr(module, op)
-    if op != "encoder":
-        return function(**arguments)
-    parts = sorted(name for name in arguments if "." in name)
+    if op not in ("compact_transformer", "encoder"):
+        return getattr(module, op)(**arguments)
+    parts = sorted(name for name in arguments if name[0].isdigit())
     blocks = [[arguments[name] for name in parts if name.startswith(f"{i}.")] for i in range(len(parts) // 11)]
     rest = {name: value for name, value in arguments.items() if "." not in name}
-    return function(rest.pop("x"), blocks, **rest)
+    if op == "encoder":
+        return getattr(module, op)(rest.pop("x"), blocks, **rest)
+    stages = [(arguments[name], None, 1, 1) for name in sorted(arguments) if name.startswith("stage.")]
+    if module is reference:
+        rest["backend"] = "reference"
+    needs = any(isinstance(t, torch.Tensor) and t.requires_grad for t in arguments.values())
+    with torch.set_grad_enabled(needs):  # without: the one native call
+        return cct_kernels.compact_transformer(rest.pop("x"), stages, blocks, **rest)
 
 
 def seqpool_case(draw):

@@ -5,7 +5,7 @@ import torch
 
 from cct_kernels import layernorm_mlp, reference
 from cct_kernels.dispatch import DTYPES
-from cct_kernels.testing import cases, compare, make_inputs, poisoned_memory, run
+from cct_kernels.testing import cases, compare, make_inputs, mlp_case, poisoned_memory, run
 
 CASES = cases("layernorm_mlp")
 NATIVE = torch.ops.cct_kernels
@@ -16,6 +16,17 @@ NATIVE = torch.ops.cct_kernels
 def test_parity_at_each_instruction_set(isa, threads, case, dtype):
     with poisoned_memory():
         compare(case, dtype, lambda **kw: layernorm_mlp(**kw, backend="cpu"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+def test_a_share_of_more_rows_than_pass_by_a_weight_at_a_time(isa, dtype):
+    """Of one thread's 1,100 rows a slice has 275; 256 are the most of a pass."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        compare(mlp_case("1100 rows", "several passes", 5, 220, 33, 70), dtype, lambda **kw: layernorm_mlp(**kw, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_reference_gradients():

@@ -708,7 +708,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_tokenizer_backward(const at:
   }
   const int64_t threads = at::get_num_threads(), bytes = plan_backward(a, B, threads), stride_w = weight_gradient_stride(a);
   const int64_t dw = need_weight ? weight_gradient_rows(a) * stride_w : 0;
-  at::Tensor sums = at::zeros({count_slices(B * a.parts, backward_slices()), dw + a.Cp}, x.options().dtype(at::kFloat));
+  at::Tensor sums = pooled_zeros({count_slices(B * a.parts, backward_slices()), dw + a.Cp}, at::kFloat);
   for_slices(B * a.parts, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const ConvGradients g{need_weight ? s : nullptr, need_bias ? s + dw : nullptr, stride_w};

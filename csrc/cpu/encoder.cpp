@@ -55,7 +55,8 @@ struct Layer {
   }
 };
 
-constexpr int64_t kFewRows = 2048;  // weights of a block for each row, from which on the rows are few
+// Weights of a block for each row from which on the rows are few; and every thread needs a panel of the narrowest weight.
+constexpr int64_t kFewRows = 2048;
 
 // PyTorch's threads, and memory that stays warm.
 struct Threads {
@@ -67,7 +68,7 @@ struct Threads {
   }
   char* scratch(int64_t bytes) { return thread_scratch(bytes); }
   char* shared(int64_t bytes) {
-    memory = at::empty({bytes + 4096}, at::kByte);
+    memory = pooled_empty({bytes + 4096}, at::kByte);
     return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data_ptr()) + 4095) / 4096 * 4096);
   }
 };
@@ -86,7 +87,8 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
     calls.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
   const MlpArgs& first = calls[0].mlp.a;
   const int64_t block_weights = 4 * first.C * first.C + 2 * first.C * first.F;
-  const bool unpacked = !first.bf16 && x.size(0) * x.size(1) * kFewRows <= block_weights;
+  const bool few_rows = x.size(0) * x.size(1) * kFewRows <= block_weights && first.Cp / 64 >= at::get_num_threads();
+  const bool unpacked = few_rows && !first.bf16;
   std::vector<at::Tensor> weights;
   for (size_t i = 0; i < blocks.size() && !unpacked; i += kTensors)
     for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);

@@ -268,7 +268,9 @@ CCT_INLINE void tile_rows32(int64_t K, const BFloat16* A, int64_t lda, const BFl
 
 // 16 rows: four tiles across.
 template <bool kAdd>
-CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* b, float* c, int64_t ldc) {
+CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFloat16* b, float* c, int64_t ldc,
+                            const Ahead& ahead) {
+  const char* next = ahead.next;
   const int64_t c_stride = ldc * 4;
   if (kAdd) {
     _tile_loadd(0, c, c_stride);
@@ -287,6 +289,7 @@ CCT_INLINE void tile_rows16(int64_t K, const BFloat16* A, int64_t lda, const BFl
     _tile_dpbf16ps(0, 4, 5);
     _tile_loadd(6, b + 512, 64);
     _tile_dpbf16ps(1, 4, 6);
+    for (const char* end = next + 2 * ahead.step; next < end; next += 64) __builtin_prefetch(next, 0, 2);
     _tile_loadd(7, b + 1024, 64);
     _tile_dpbf16ps(2, 4, 7);
     _tile_loadd(5, b + 1536, 64);
@@ -306,7 +309,7 @@ CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t ld
   asm volatile("" ::: "memory");  // the intrinsics that load tiles do not say that they read memory
   int64_t i = 0;
   for (; i + 17 <= M; i += 32) tile_rows32<kAdd>(K, A + i * lda, lda, panel.data, C + i * ldc, ldc, ahead);
-  if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel.data, C + i * ldc, ldc);
+  if (i < M) tile_rows16<kAdd>(K, A + i * lda, lda, panel.data, C + i * ldc, ldc, ahead);
 }
 #endif
 
@@ -341,15 +344,17 @@ CCT_INLINE int64_t block_rows(int64_t left) {
   return (left + blocks - 1) / blocks;
 }
 
-// Rows of the next pass of `left` of them by all panels of a weight: nearly equal ones, at most kPassRows.
+// Rows of the next pass of `left` of them by all panels of a weight: nearly equal ones, at most kPassRows. What is kept
+// meanwhile takes `row_bytes` a row; it shall stay in the second-level cache.
 template <typename T>
-CCT_INLINE int64_t pass_rows(int64_t left) {
+CCT_INLINE int64_t pass_rows(int64_t left, [[maybe_unused]] int64_t row_bytes) {
 #if defined(__AMX_BF16__)
-  constexpr int64_t kMost = kPassRows;
+  constexpr int64_t kBudget = 2 * 1024 * 1024;
+  const int64_t most = larger(kBlockRows, smaller(kPassRows, kBudget / row_bytes / kBlockRows * kBlockRows));
 #else
-  constexpr int64_t kMost = kBlockRows;
+  constexpr int64_t most = kBlockRows;
 #endif
-  const int64_t passes = (left + kMost - 1) / kMost, rows = (left + passes - 1) / passes;
+  const int64_t passes = (left + most - 1) / most, rows = (left + passes - 1) / passes;
   return kTiled<T> && passes > 1 ? round_up(rows, kBlockRows) : rows;
 }
 

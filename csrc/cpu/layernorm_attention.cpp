@@ -81,7 +81,7 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
   const TileScope tiles;
   T* y = take<T>(scratch, kPassRows * a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = pass_rows<T>(last - row);
+    R = pass_rows<T>(last - row, a.Cp * sizeof(T));
     layernorm_rows<X>(a, b * a.N + row, R, y);
     for (int64_t p = 0; p < 3 * a.heads * (a.hdp / kPanel); ++p)
       qkv_panel(a, slot, p, y, row, R, weight_panel<T>(a.wqkv, p, a.C));
@@ -205,7 +205,7 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = pass_rows<T>(last - row);
+    R = pass_rows<T>(last - row, a.Cp * sizeof(T));
     for (int64_t p = 0; p < panels(a.C); ++p)
       projection_panel<X>(a, b, slot, p, row, R, weight_panel<T>(a.wproj, p, a.C), dropout, line);
   }
@@ -693,7 +693,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t threads = at::get_num_threads(), whole = divide ? B / threads * threads : B;
   const int64_t slots = std::max(count_slices(whole, backward_slices()), whole < B ? threads : 1);
   const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
-  at::Tensor sums = at::zeros({slots, dwqkv + dwproj + Qp + 3 * Cp}, x.options().dtype(at::kFloat));
+  at::Tensor sums = pooled_zeros({slots, dwqkv + dwproj + Qp + 3 * Cp}, at::kFloat);
   auto gradients = [&](int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     float* biases = s + dwqkv + dwproj;
@@ -706,7 +706,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
       for (int phase = 0; phase < kAttentionPhases; ++phase)
         CCT_CALL(attention_backward_phase, a, b, phase, 0, phase_items(a, phase), gradients(slot), scratch, scratch + image);
   });
-  const at::Tensor shared = at::empty({whole < B ? image + 4096 : 0}, at::kByte);
+  const at::Tensor shared = pooled_empty({whole < B ? image + 4096 : 0}, at::kByte);
   for (int64_t b = whole; b < B; ++b)
     for (int phase = 0; phase < kAttentionPhases; ++phase)
       for_slices(phase_items(a, phase), [&](int64_t first, int64_t last, int64_t slot) {

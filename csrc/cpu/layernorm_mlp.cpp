@@ -80,7 +80,7 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
   T* h = take<T>(scratch, kPassRows * a.Fp);
   float* z = take<float>(scratch, kPassRows * a.Cp);
   for (int64_t row = first, R; row < last; row += R) {
-    R = pass_rows<T>(last - row);
+    R = pass_rows<T>(last - row, (a.Cp + a.Fp) * sizeof(T) + a.Cp * sizeof(float));
     layernorm_rows<X>(a, row, R, y, z);
     for (int64_t p = 0; p < panels(a.F); ++p) hidden_panel(a, p, row, R, y, weight_panel<T>(a.w1, p, a.C), hidden, h);
     for (int64_t p = 0; p < panels(a.C); ++p) output_panel(a, p, row, R, h, weight_panel<T>(a.w2, p, a.F), output, z);
@@ -336,11 +336,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.need_weights = need_weights;
 
   const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp;
-  const auto f32 = x.options().dtype(at::kFloat);
   const int64_t dw = need_weights ? Cp * Fp : 0;
   constexpr int64_t kUnit = 32;
   const int64_t units = (call.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
-  at::Tensor sums = at::zeros({count_slices(units, backward_slices()), 2 * dw + Fp + 3 * Cp}, f32);
+  at::Tensor sums = pooled_zeros({count_slices(units, backward_slices()), 2 * dw + Fp + 3 * Cp}, at::kFloat);
   for_slices(units, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};

@@ -12,5 +12,6 @@ namespace cct {
 
 // Uninitialised, contiguous, on the CPU.
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype);
+inline at::Tensor pooled_zeros(at::IntArrayRef sizes, at::ScalarType dtype) { return pooled_empty(sizes, dtype).zero_(); }
 
 }  // namespace cct

@@ -272,7 +272,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
   check_tensor(kOp, "mean", mean, {norm ? B : 0, N}, at::kFloat);
   check_tensor(kOp, "rstd", rstd, {norm ? B : 0, N}, at::kFloat);
   const auto f32 = x.options().dtype(at::kFloat);
-  at::Tensor dx = at::empty_like(x), prob = at::empty({B, N}, f32), t = at::empty({B, N}, f32);
+  at::Tensor dx = pooled_empty(x.sizes(), x.scalar_type()), prob = at::empty({B, N}, f32), t = at::empty({B, N}, f32);
   const std::vector<float> score_weight = scaled_rows(weight, norm_weight, 1, C), gout = scaled_rows(dout, norm_weight, B, C);
 
   SeqPoolArgs a = make_args(x, norm);

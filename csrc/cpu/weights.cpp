@@ -85,7 +85,11 @@ uint64_t checksum_words(const uint32_t* words, int64_t n) {
   uint64_t all = uint64_t(n);
   for (int s = 0; s < kStreams; ++s)
     for (int l = 0; l < kLanes; ++l) all = (all ^ hash[s][l]) * 1099511628211ull;
-  for (; i < n; ++i) all = (all ^ words[i]) * 1099511628211ull;
+  for (; i < n; ++i) {
+    uint32_t word;  // bfloat16 weights may begin anywhere
+    std::memcpy(&word, words + i, 4);
+    all = (all ^ word) * 1099511628211ull;
+  }
   return all;
 }
 
@@ -140,7 +144,7 @@ at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, boo
 struct Packed {
   c10::weak_intrusive_ptr<c10::StorageImpl> owner;
   int64_t version;
-  std::vector<int64_t> sizes;
+  std::vector<int64_t> sizes, strides;
   uint64_t values;
   Isa level;
   at::Tensor panels;
@@ -173,8 +177,8 @@ bool constant_weights(bool on) {
   return std::exchange(t_constant, on);
 }
 
-bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions
-  return !weight.is_inference() && weight.is_contiguous() && weight.numel() > 0;
+bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions; channels-last weights are dense
+  return !weight.is_inference() && weight.is_non_overlapping_and_dense() && weight.numel() > 0;
 }
 
 }  // namespace
@@ -234,12 +238,18 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
       const Packed& p = found->second;
       kept_owner = p.owner.lock();
       if (kept_owner.get() == owner && p.version == version && p.values == values && p.level == isa() &&
-          weight.sizes() == at::IntArrayRef(p.sizes))
+          weight.sizes() == at::IntArrayRef(p.sizes) && weight.strides() == at::IntArrayRef(p.strides))
         return p.panels;
     }
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
-  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner), version, weight.sizes().vec(), values, isa(), make()};
+  Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner),
+               version,
+               weight.sizes().vec(),
+               weight.strides().vec(),
+               values,
+               isa(),
+               make()};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
   std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });
