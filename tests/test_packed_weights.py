@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations, prune
 
-from cct_kernels import constant_weights, layernorm_mlp, reference
+from cct_kernels import constant_weights, conv_tokenizer, layernorm_mlp, reference
 from cct_kernels.dispatch import machine_why_not
 from cct_kernels.testing import cases, make_inputs
 
@@ -260,3 +260,28 @@ def test_sizes_that_vary_do_not_pile_up():
         sizes.append(layernorm_mlp(torch.randn(images, 64, 128), **weights).nbytes)
     assert sum(sizes) > 8 * max(sizes)
     assert max(sizes) <= torch.ops.cct_kernels.release_memory() <= 2 * max(sizes) + 4096
+
+
+def inside(call):
+    """The operators that a call runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    return [event.name for event in profile.events()]
+
+
+@pytest.mark.parametrize("kernel", [3, 4])  # by Winograd's filter in float32, and not
+def test_channels_last_weights_are_packed_once(kernel):
+    x, weight = torch.randn(2, 32, 8, 8), torch.randn(64, 32, kernel, kernel)
+    other = weight.to(memory_format=torch.channels_last)
+
+    def call(w):
+        with torch.no_grad():
+            return conv_tokenizer(x, w, backend="cpu")
+
+    assert not other.is_contiguous() and torch.equal(call(other), call(weight))
+    assert inside(lambda: call(other)) == inside(lambda: call(weight))  # as many as for a weight whose panels are kept
+    for change in (other.data.mul_, other.mul_):
+        change(2.0)
+        assert torch.equal(call(other), call(other.contiguous()))
+    swapped = torch.as_strided(other, (64, 32, kernel, kernel), (32 * kernel**2, kernel**2, kernel, 1))  # the same memory
+    assert torch.equal(call(swapped), call(swapped.clone())) and torch.equal(call(other), call(other.contiguous()))
