@@ -71,6 +71,14 @@ def threads(request):
 
 
 @pytest.fixture
+def set_threads():
+    """A function that sets the number of PyTorch's threads for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def checkpoint(tmp_path):
     """A function (name="cct_7_3x1", **model arguments) -> file of a small untrained model, as `cct train` writes them."""
     from cct.models import create_model

@@ -17,6 +17,8 @@ CASES = {
     "text, mask, head dim 75": (3, 33, 300, 4, 300, 2, True),
     "narrow": (5, 7, 12, 3, 20, 3, True),
     "one token": (2, 1, 64, 1, 96, 2, False),
+    "CVT-7, one image": (1, 64, 256, 4, 512, 2, False),
+    "ViT-Lite-7, one image": (1, 65, 256, 4, 512, 2, False),
     "empty batch": (0, 8, 64, 1, 64, 1, False),
     "no block": (2, 8, 64, 1, 64, 0, False),
 }
@@ -57,9 +59,15 @@ def test_parity_at_each_instruction_set(isa, threads, name, dtype):
     assert_no_worse(name, out, reference.encoder(x, blocks, **options), exact, dtype)
 
 
-@pytest.mark.parametrize("name", ["CCT-7, odd batch", "text, mask, head dim 75"])
-def test_one_op_and_the_loop_agree(name):
-    x, blocks, options = make(name, torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "name", ["CCT-7, odd batch", "text, mask, head dim 75", "CVT-7, one image", "ViT-Lite-7, one image", "CCT-14, one image"]
+)
+def test_one_op_and_the_loop_agree(name, number, dtype, set_threads):
+    """To the bit, whether the threads divide images, rows or, where rows are few, the panels of the weights."""
+    set_threads(number)
+    x, blocks, options = make(name, dtype)
     with torch.no_grad():
         one = encoder(x, blocks, **options)
         for block in blocks:

@@ -23,6 +23,16 @@ def test_parity_at_each_instruction_set(isa, threads, name, dtype):
         compare(CASES[name], dtype, lambda **kw: layernorm_attention(**kw, backend="cpu"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_images_that_threads_divide_in_backward(number, dtype, set_threads):
+    """With two threads the last of three images, with more all of them; the last is masked as a whole."""
+    set_threads(number)
+    case = attention_case("divided", "odd batch", 3, 64, 256, 4, 0.1, 0.1, mask=True, drop_path=True, qkv_bias=True)
+    with poisoned_memory():
+        compare(case, dtype, lambda **kw: layernorm_attention(**kw, backend="cpu"))
+
+
 @pytest.mark.parametrize("name", ["B2_N7_C12_H3", "B3_N40_C96_H2_mask_train"])
 def test_reference_gradients(name):
     case = CASES[name]
