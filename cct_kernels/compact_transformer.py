@@ -46,7 +46,10 @@ def compact_transformer(
     """
     parameters = [norm_weight, norm_bias, class_token, positional, pool_weight, pool_bias, head_weight, head_bias]
     _check(x, stages, parameters, num_heads, relu, pool, eps)
-    if (OP, x.device.type) in TABLE and choose(OP, x, backend) == "cpu" and not torch.is_grad_enabled():
+    chosen = choose(OP, x, backend) if (OP, x.device.type) in TABLE else None
+    if chosen == "reference":
+        backend = chosen  # for all ops: under autocast the first may give a dtype that the kernels know
+    if chosen == "cpu" and not torch.is_grad_enabled():
         weights, biases, strides, paddings = zip(*stages, strict=True)
         flat = _flat(blocks)
         window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]

@@ -192,6 +192,10 @@ def test_any_sizes_strides_and_dtypes(op, data):
     expected = reference_takes(op, {n: t.detach() for n, t in tensors.items()}, options)
     assert out.shape == expected.shape
     assert context._enabled or out.dtype == tensors["x"].dtype
+    dropped = options.get("dropout") or options.get("attn_dropout")
+    coarse = context._enabled or any(t.dtype.itemsize == 2 for t in tensors.values())  # LayerNorm of two channels: any value
+    if not dropped and not coarse and expected.numel() and tensors["x"].detach().abs().max() < 100:
+        torch.testing.assert_close(out.detach(), expected, rtol=0, atol=1e-3 * max(1.0, expected.abs().max().item()))
     if out.requires_grad:
         out.float().sum().backward()
         for name, t in leaves.items():
