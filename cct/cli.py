@@ -47,7 +47,9 @@ def main(argv=None):
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return _leave(130)
+    except SystemExit as end:  # another process of torchrun says why
+        return _leave(end.code)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -56,7 +58,17 @@ def main(argv=None):
         if code is None:
             raise
         print(f"cct {args.command}: {_message(error)}", file=sys.stderr)
-        return code
+        return _leave(code)
+
+
+def _leave(code):
+    """`code`, the exit code; at once where other processes are connected still: shutting down, one of them may abort us."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _share_cores():
