@@ -1,5 +1,7 @@
 """Optimizer, weight-decay groups and moving average."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from test_models_fixtures import noise, weight
 from cct.models import create_model
 from cct.training.config import Config
 from cct.training.losses import cross_entropy
+from cct.training.muon import Muon, orthogonal
 from cct.training.optim import make_ema, make_optimizer, parameter_groups, set_learning_rate
 
 
@@ -53,6 +56,72 @@ def test_sgd_is_nesterov_and_takes_the_rate():
     assert all(group["nesterov"] and group["momentum"] == 0.8 for group in optimizer.param_groups)
     set_learning_rate(optimizer, 0.05)
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+
+
+def test_orthogonal_is_what_is_left_without_the_singular_values():
+    matrices = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrices)
+    U, _, Vh = torch.linalg.svd(matrices, full_matrices=False)
+    values = U.mT @ found @ Vh.mT
+    assert ((values.diagonal(dim1=1, dim2=2) > 0.6) & (values.diagonal(dim1=1, dim2=2) < 1.3)).all()
+    assert (values - torch.diag_embed(values.diagonal(dim1=1, dim2=2))).abs().max() < 1e-3
+    assert orthogonal(torch.zeros(1, 3, 4)).eq(0).all()
+
+
+def test_muon_is_that_of_pytorch():
+    """Which works in bfloat16, one matrix at a time."""
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((20, 50), (20, 50), (60, 30))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    muon = Muon(ours, lr=0.02, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        before = [p.detach().clone() for p in ours]
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        muon.step()
+        reference.step()
+        for p, q, old in zip(ours, theirs, before, strict=True):
+            assert (p - q).norm() < 0.12 * (p - old).norm()
+    conv = torch.nn.Parameter(torch.randn(20, 2, 5, 5))
+    flat = torch.nn.Parameter(conv.detach().flatten(1).clone())
+    conv.grad = torch.randn_like(conv)
+    flat.grad = conv.grad.flatten(1).clone()
+    for p in (conv, flat):
+        Muon([p], lr=0.1).step()
+    torch.testing.assert_close(conv.flatten(1), flat)
+
+
+def test_muon_takes_the_blocks_and_the_tokenizer_and_goes_on_to_the_same_bits():
+    def moved(model, optimizer, steps, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+
+    config = Config(opt="muon", lr=1e-2)
+    model = create_model("cct_2_3x2", img_size=8, embedding_dim=16, num_heads=1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, config)
+    groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
+    assert sum(map(len, groups)) == len(names) and [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.05, 0.0]
+    linear = {
+        f"classifier.blocks.{i}.{n}.weight" for i in (0, 1) for n in ("self_attn.qkv", "self_attn.proj", "linear1", "linear2")
+    }
+    assert groups[0] == linear | {f"tokenizer.conv_layers.{i}.0.weight" for i in (0, 1)}
+    assert "classifier.positional_emb" in groups[1] and "classifier.fc.bias" in groups[2]
+    set_learning_rate(optimizer, 0.005)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.005}
+    moved(model, optimizer, 2, seed=1)
+    other = create_model("cct_2_3x2", img_size=8, embedding_dim=16, num_heads=1)
+    other.load_state_dict(model.state_dict())
+    again = make_optimizer(other, config)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    moved(model, optimizer, 2, seed=2)
+    moved(other, again, 2, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_moving_average():

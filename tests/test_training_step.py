@@ -106,9 +106,9 @@ class EmulatedPair(Emulated):
         self.result = torch.zeros(2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("clip_mode", ["norm", "value", "agc"])
-def test_graphs_give_the_same_bits(monkeypatch, clip_mode):
-    config = Config(model_ema=True, model_ema_warmup=True, clip_grad=0.01, clip_mode=clip_mode)
+@pytest.mark.parametrize(("clip_mode", "opt"), [("norm", "adamw"), ("value", "adamw"), ("agc", "adamw"), ("norm", "muon")])
+def test_graphs_give_the_same_bits(monkeypatch, clip_mode, opt):
+    config = Config(model_ema=True, model_ema_warmup=True, clip_grad=0.01, clip_mode=clip_mode, opt=opt)
     values, weights = trained(stepper(config, dropout=0.1), steps=6)
     monkeypatch.setattr(Emulated, "captures", 0)
     monkeypatch.setattr(graph, "wanted", lambda device: True)

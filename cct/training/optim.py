@@ -3,6 +3,8 @@
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .muon import Muon, Together
+
 
 def parameter_groups(model, weight_decay, decay_all=False):
     """Trainable parameters in two groups: one-dimensional ones and those named `.bias` without decay, the rest with it.
@@ -19,14 +21,35 @@ def parameter_groups(model, weight_decay, decay_all=False):
 
 
 def make_optimizer(model, config):
-    """AdamW (betas 0.9, 0.999, eps 1e-8 if not given) or SGD with momentum, Nesterov's for "sgd"; fused where it runs."""
+    """AdamW (betas 0.9, 0.999, eps 1e-8 if not given) or SGD with momentum, Nesterov's for "sgd"; fused where it runs.
+
+    "muon": `Muon` for the weights of the tokenizer and the blocks, AdamW for all others.
+    """
     groups = parameter_groups(model, config.weight_decay, config.decay_all)
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
-    if config.opt in ("sgd", "momentum"):
-        nesterov = config.opt == "sgd" and config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    if config.opt == "muon":
+        matrices = _matrices(model)
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in groups]
+        muon = Muon(matrices.values(), config.lr, config.weight_decay)
+        return Together(muon, _adamw([group for group in rest if group["params"]], config))
+    if config.opt == "adamw":
+        return _adamw(groups, config)
+    nesterov = config.opt == "sgd" and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=_fused(groups))
+
+
+def _adamw(groups, config):
     betas, eps = config.opt_betas or (0.9, 0.999), config.opt_eps or 1e-8
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=eps, fused=_fused(groups))
+
+
+def _fused(groups):
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for group in groups for p in group["params"])
+
+
+def _matrices(model):
+    """{id: weight} of what multiplies tokens in the blocks and pixels in the tokenizer."""
+    wanted = (p for name, p in model.named_parameters() if ".blocks." in name or name.startswith("tokenizer."))
+    return {id(p): p for p in wanted if p.requires_grad and p.ndim > 1}
 
 
 def set_learning_rate(optimizer, lr):
