@@ -75,8 +75,8 @@ def _share_cores():
     """Let waiting OpenMP threads sleep after a millisecond, unless the user chose otherwise; before torch is imported.
 
     They spin ten times as long by default, which on cores that others use too made a training step of cct_2_3x2 (batch 32,
-    16x16 pixels) take 225 to 900 ms instead of 40 to 80 (2 shared Zen 5 cores, load 5 to 8). To sleep after 1000 turns costs 7 %
-    of a step on free cores, these 30000 nothing, and nothing beside four busy processes either (Xeon with AMX, November 2026).
+    16x16 pixels) take 225 to 900 ms instead of 40 to 80 (2 shared Zen 5 cores, load 5 to 8). To sleep after 1000 turns costs
+    7 % of a step on free cores, these 30000 nothing, also beside four busy processes (Xeon with AMX, November 2026).
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = "30000"
