@@ -101,4 +101,4 @@ def _message(error):
 
     if (full := who_is_full(error)) is None:
         return error
-    return f"{full} has no memory left. Smaller batches (--batch-size) or smaller images need less; --device chooses another"
+    return f"{full} has no memory left. Smaller batches or smaller images need less; so does another --device"

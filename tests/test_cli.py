@@ -141,7 +141,7 @@ def test_memory_that_runs_out_before_the_run_is_one_line(capsys, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_folder, "create", lambda *args: torch.empty(2**62, dtype=torch.uint8))
     assert main(["train", "--epochs", "1"]) == 1
-    message = "cct train: this machine has no memory left. Smaller batches (--batch-size) or smaller images need less"
+    message = "cct train: this machine has no memory left. Smaller batches or smaller images need less"
     assert message in capsys.readouterr().err
 
 

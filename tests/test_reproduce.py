@@ -18,6 +18,7 @@ from cct.commands.runs import Runs, _told
 from cct.reports import results
 from cct.reports.curves import read_metrics
 from cct.training import run_folder
+from cct.training.config import ConfigError
 from cct.training.interrupt import Interrupt
 
 TINY = """
@@ -245,6 +246,12 @@ def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):
     first, second = (runs.job(name, 0).folder for name in ("tiny", "another"))
     assert first.parent.name == "tiny-pretrained=weights_base.pth" and first.parent.parent == folder / "runs"
     assert second.parent.name != first.parent.name  # the name under which results are published
+
+
+def test_what_cannot_be_taken_away():
+    for pair in ("scale=", "flip=", "stream="):
+        with pytest.raises(ConfigError, match=f"--set: {pair[:-1]} cannot be taken away here"):
+            reproduce._changes([pair])
 
 
 def test_changes_in_any_order_are_the_same_runs():

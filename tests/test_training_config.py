@@ -148,6 +148,7 @@ def test_a_flag_that_names_the_data_leaves_the_file_its_schedule(tmp_path):
     ours = write(tmp_path / "ours.yaml", "data: mnist\nsched: constant\n")
     config = resolve({"dataset": "torch/cifar10"}, timm)
     assert (config.data, config.sched, config.crop_padding, config.hflip) == ("cifar10", "cosine", 2, 0.5)
+    assert config.scale is None
     config = resolve({"dataset": "mnist"}, ours)
     assert (config.sched, config.drop_last, config.hflip, config.crop_padding) == ("constant", False, None, None)
     assert resolve({"dataset": "mnist", "sched": "step"}, ours).sched == "step"
@@ -170,6 +171,7 @@ def test_keys_of_timm(tmp_path, caplog):
     )
     assert (config.data, config.img_size, config.lr) == ("cifar10", 32, 55e-5)
     assert (config.sched, config.hflip, config.crop_padding) == ("step", 0.5, 0)  # what timm's script does
+    assert config.scale == (0.08, 1.0)
     [line] = caplog.messages
     assert line.startswith(f"{tmp_path / 'a.yaml'}: no effect here: workers (") and "pin_mem (" in line
 

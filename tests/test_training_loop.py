@@ -338,7 +338,16 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert all(torch.isfinite(t).all() for t in run_folder.load_state(tmp_path / "run")[0]["model"].values())
 
 
-@pytest.mark.parametrize("error, who", [(torch.OutOfMemoryError("CUDA out of memory."), "the GPU"), (None, "this machine")])
+@pytest.mark.parametrize(
+    ("error", "who"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "the GPU"),
+        (RuntimeError("CUDA error: out of memory"), "the GPU"),
+        (RuntimeError("cct_kernels: out of memory for 5 bytes"), "this machine"),
+        (MemoryError(), "this machine"),
+        (None, "this machine"),
+    ],
+)
 def test_memory_that_runs_out_ends_a_run_that_can_go_on(tmp_path, error, who):
     def full():
         if error is not None:
@@ -346,8 +355,8 @@ def test_memory_that_runs_out_ends_a_run_that_can_go_on(tmp_path, error, who):
         torch.empty(2**62, dtype=torch.uint8)
 
     folder = tmp_path / "run"
-    advice = f"--accumulate-steps 4 halves what a step needs. Go on with: cct train --resume {folder} "
-    with pytest.raises(RunError, match=re.escape(f"{who} has no memory left: {advice}")):
+    advice = f"Go on with less of it for a step: cct train --resume {folder} --accumulate-steps 4 (the last save is whole)"
+    with pytest.raises(RunError, match=re.escape(f"{who} has no memory left. {advice}")):
         train(configure(folder, epochs=1, accumulate_steps=2), log=Quiet({2: full}))
     assert len(resume(folder, {"accumulate_steps": 4}, log=Quiet()).rows) == 1
 

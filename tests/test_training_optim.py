@@ -8,7 +8,7 @@ import torch
 from test_models_fixtures import noise, weight
 
 from cct.models import create_model
-from cct.training.config import Config
+from cct.training.config import Config, ConfigError
 from cct.training.losses import cross_entropy
 from cct.training.muon import Muon, orthogonal
 from cct.training.optim import make_ema, make_optimizer, parameter_groups, set_learning_rate
@@ -122,6 +122,16 @@ def test_muon_takes_the_blocks_and_the_tokenizer_and_goes_on_to_the_same_bits():
     moved(model, optimizer, 2, seed=2)
     moved(other, again, 2, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_where_there_is_little_to_move():
+    model = torch.nn.Module()
+    model.blocks = torch.nn.ModuleList([torch.nn.Linear(3, 4, bias=False)])
+    assert len(make_optimizer(model, Config(opt="muon")).optimizers) == 1  # nothing is left for AdamW
+    model.fc = torch.nn.Linear(4, 2)
+    model.blocks.requires_grad_(False)
+    with pytest.raises(ConfigError, match="opt: muon has no trainable weight"):
+        make_optimizer(model, Config(opt="muon"))
 
 
 def test_moving_average():

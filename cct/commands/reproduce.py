@@ -62,7 +62,10 @@ def run(args):
 
         def publish(job):
             if kept := results.publish(job.folder, job.record, args.results):
-                print(f"{kept}: is another run that got further, and stays until this one is finished", file=sys.stderr)
+                print(
+                    f"{kept}: is another run that was finished or got further; it stays until this one is finished",
+                    file=sys.stderr,
+                )
             _write_tables(args.results, table)
 
         code = runs.go(jobs, publish)
@@ -120,7 +123,7 @@ def _select(args, table, cells):
 
 def _changes(pairs):
     """{key: value} of --set, checked as in a recipe file."""
-    from cct.training.config import FIELDS, ConfigError, coerce, nearest
+    from cct.training.config import FIELDS, KINDS, ConfigError, coerce, nearest
 
     changes = {}
     for pair in pairs:
@@ -132,6 +135,8 @@ def _changes(pairs):
         if key in ("seed", "output", "data_dir", "device", "threads", "model_kwargs"):
             raise ConfigError(f"--set: {key} cannot be set here; see --seeds, --runs, --data-dir, --device, --threads")
         changes[key] = coerce(key, value)
+        if changes[key] is None and KINDS[key] not in (int | None, float | None, str | None):
+            raise ConfigError(f"--set: {key} cannot be taken away here; write a recipe of your own without it")
     return {name: changes[name] for name in FIELDS if name in changes}  # in whatever order they were given, the same runs
 
 

@@ -113,4 +113,4 @@ def _memory():
     for path in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(Path(path).read_text()))
-    return min(limits, default=float("inf")) // processes_here()
+    return min(limits) // processes_here() if limits else float("inf")

@@ -84,7 +84,7 @@ class Config:
     batch_size: int = option(128, "images in one optimizer step, all processes together", low=1)
     drop_last: bool = option(False, "leave out the last batch of an epoch where it is a smaller one")
     accumulate_steps: int = option(1, "pieces that each process takes its part of a batch in: less memory, same step", low=1)
-    opt: str = option("adamw", "optimizer; sgd has Nesterov momentum, momentum none; muon: fewest steps", choices=OPTIMIZERS)
+    opt: str = option("adamw", "optimizer; sgd has Nesterov momentum, momentum the plain one, muon 0.95", choices=OPTIMIZERS)
     opt_eps: float | None = maybe("epsilon of AdamW; 1e-8 if not given", above=0)
     opt_betas: tuple[float, ...] | None = maybe("betas of AdamW; 0.9 0.999 if not given", low=0, below=1, length=2)
     lr: float = option(5e-4, "peak learning rate", above=0)

@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from .run_folder import RunError
 
-# Of a process for the others: one may download or read a large data set meanwhile. A process that is gone is noticed at once.
-PATIENCE = datetime.timedelta(hours=4)
+# Of a process for the others: one may download or read a large data set meanwhile. One that is gone is noticed at once on the
+# same machine, and by gloo; NCCL between machines waits so long for it.
+PATIENCE = datetime.timedelta(hours=2)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class GraphedStep:
 
     gradients(*tensors) clears the gradients, runs forward and backward, and returns tensors; update() moves the weights by
     the gradients. Numbers that change from step to step belong into the tensors, and `torch.manual_seed` is called before a
-    step, not in it. The learning rate of each group of the optimizer, which must be a fused one of PyTorch, is read at every
-    update and lives on the GPU. The first steps are real ones, which make the state of the optimizer too. After anything that
-    puts other tensors in the place of parameters or optimizer state, such as `load_state_dict` of the optimizer, call `forget`.
+    step, not in it. The learning rate of each group of the optimizer, a fused one of PyTorch or `Muon`, is read at every update
+    and lives on the GPU. The first steps are real ones, which make the state of the optimizer too. After anything that puts
+    other tensors in the place of parameters or optimizer state, such as `load_state_dict` of the optimizer, call `forget`.
     """
 
     def __init__(self, gradients, update, optimizer, device):

@@ -3,6 +3,7 @@
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .config import ConfigError
 from .muon import Muon, Together
 
 
@@ -27,14 +28,21 @@ def make_optimizer(model, config):
     """
     groups = parameter_groups(model, config.weight_decay, config.decay_all)
     if config.opt == "muon":
-        matrices = _matrices(model)
-        rest = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in groups]
-        muon = Muon(matrices.values(), config.lr, config.weight_decay)
-        return Together(muon, _adamw([group for group in rest if group["params"]], config))
+        return _muon(model, groups, config)
     if config.opt == "adamw":
         return _adamw(groups, config)
     nesterov = config.opt == "sgd" and config.momentum > 0
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=_fused(groups))
+
+
+def _muon(model, groups, config):
+    matrices = _matrices(model)
+    if not matrices:
+        raise ConfigError("opt: muon has no trainable weight of a tokenizer or a block to move here; choose adamw")
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in groups]
+    rest = [group for group in rest if group["params"]]
+    muon = Muon(matrices.values(), config.lr, config.weight_decay)
+    return Together(muon, _adamw(rest, config)) if rest else Together(muon)
 
 
 def _adamw(groups, config):
@@ -48,7 +56,8 @@ def _fused(groups):
 
 def _matrices(model):
     """{id: weight} of what multiplies tokens in the blocks and pixels in the tokenizer."""
-    wanted = (p for name, p in model.named_parameters() if ".blocks." in name or name.startswith("tokenizer."))
+    parts = (".blocks.", ".tokenizer.")
+    wanted = (p for name, p in model.named_parameters() if any(part in f".{name}" for part in parts))
     return {id(p): p for p in wanted if p.requires_grad and p.ndim > 1}
 
 

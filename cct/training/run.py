@@ -94,8 +94,7 @@ class Run:
             except (RuntimeError, MemoryError) as error:
                 if (full := who_is_full(error)) is None:
                     raise
-                less = f"--accumulate-steps {2 * self.config.accumulate_steps} halves what a step needs"
-                raise RunError(f"{full} has no memory left: {less}. {advice}") from error
+                raise RunError(f"{full} has no memory left. {self._less_memory(advice)}") from error
             finally:
                 self.log.stop()
             self.files.curve(self.rows)
@@ -287,6 +286,14 @@ class Run:
         )
         self.log.line(sentence)
         return Result(self.folder, self.rows, sentence, EXIT_CODES[signal])
+
+    def _less_memory(self, advice):
+        """How to go on with half the images at a time, where a batch can be cut once more."""
+        pieces = 2 * self.config.accumulate_steps
+        if pieces * self.workers.count > self.config.batch_size:
+            return advice
+        command = f"cct train --resume {self.folder} --accumulate-steps {pieces}"
+        return f"Go on with less of it for a step: {command} (the last save is whole)"
 
     def _test_best(self):
         """Find and keep the test accuracy of the weights that were best on val."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cct.memory import who_is_full
 from cct.models.checkpoints import write_atomically
 
 from .config import Config, ConfigError
@@ -172,6 +173,8 @@ def load_state(folder):
             if not isinstance(state, dict):
                 raise TypeError(f"holds a {type(state).__name__}")
         except Exception as error:  # whatever a damaged pickle makes of itself
+            if who_is_full(error):
+                raise
             problems.append(f"{path} is damaged ({(str(error) or repr(error)).splitlines()[0][:80]})")
             continue
         if state.get("format") != FORMAT:

@@ -68,7 +68,7 @@ ONLY = {
 _INSTEAD = {
     "initial_checkpoint": "pretrained: FILE",
     "resume": "cct train --resume RUN",
-    "no_aug": "crop_padding: 0 and flip: false",
+    "no_aug": "crop_padding: 0, flip: false and an empty scale",
 }
 
 # What that script does where its own file (known by the key `dataset`) is silent, and our defaults differ. Learning rate,
@@ -127,7 +127,8 @@ def translate(values):
         if "data" in values:
             raise ConfigError("dataset: is timm's name of data; give one of them")
         values["data"] = _data_name(values.pop("dataset"), values)
-        values = {**SCRIPT_DEFAULTS, **values}
+        left = ("scale",) if values.get("crop_padding") else ()  # one of two ways to crop
+        values = {**{name: value for name, value in SCRIPT_DEFAULTS.items() if name not in left}, **values}
     if values.get("input_size") is not None:
         values["img_size"] = _side(values["input_size"], values)
     values.pop("input_size", None)
