@@ -88,6 +88,7 @@ except SystemExit as stop:
         (["trian"], r"unknown command 'trian'; did you mean 'train'\?"),
         (["train", "--lrr", "1"], r"cct train: unknown flag '--lrr'; did you mean '--lr'\?\ntry: cct train --help"),
         (["train", "--learning=1"], r"unknown flag '--learning'"),
+        (["train", "--learning-rate", "1"], r"unknown flag '--learning-rate'; did you mean '--lr'\?"),
         (["train", "a", "b"], r"unknown argument 'b'"),
         (["train", "--lr"], r"argument --lr: expected one argument"),
         (["train", "--lr", "fast"], r"cct train: lr: got 'fast', expected a number"),

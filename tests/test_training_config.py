@@ -85,6 +85,7 @@ def test_wrong_values_name_the_key(name, value, message):
     ("text", "message"),
     [
         ("weight-decay: 0.1", "unknown key 'weight-decay'; did you mean 'weight_decay'?"),
+        ("learning_rate: 0.1", "unknown key 'learning_rate'; did you mean 'lr'?"),
         ("zzz: 1", "unknown key 'zzz'; the keys are data, "),
         ("lr: [1]", "lr: got .1., expected a number"),
         ("a: b: c", "line 1: not YAML"),

@@ -17,9 +17,18 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "key=value pairs"}
 
 
+# What other programs call our keys, where no spelling is close.
+ELSEWHERE = {
+    "learning_rate": "lr", "optimizer": "opt", "wd": "weight_decay", "scheduler": "sched", "bs": "batch_size",
+    "label_smoothing": "smoothing", "num_epochs": "epochs", "image_size": "img_size", "arch": "model", "dropout": "drop",
+}  # fmt: skip
+
+
 def nearest(name, names):
     """'; did you mean X?' for the closest of `names`, or '' when none is close."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    names, known = list(names), ELSEWHERE.get(str(name).lower().lstrip("-").replace("-", "_"), "")
+    close = [ours for ours in (known, "--" + known.replace("_", "-")) if ours in names]
+    close = close or difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
