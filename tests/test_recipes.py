@@ -175,7 +175,7 @@ def test_a_recipe_trains_by_its_name(tmp_path, caplog, capsys):
     assert main(words) == 0
     assert "2 epochs of 3 steps, 6 steps in all" in capsys.readouterr().out  # 40 images: the last 4 make no batch
     stored = resolve({}, tmp_path / "run/config.yaml")
-    assert (stored.model, stored.lr, stored.scale, stored.epochs) == ("cct_2_3x2_32", 5.5e-4, (0.9, 1.0), 2)
+    assert (stored.model, stored.lr, stored.scale, stored.epochs) == ("cct_2_3x2_32", 1e-3, (0.9, 1.0), 2)
     assert (stored.aa, stored.mixup, stored.crop_padding, stored.num_classes) == ("rand-m9-mstd0.5-inc1", 0.8, 0, 10)
     assert "no effect here: workers (" in caplog.text and "pin_mem (" in caplog.text
 
