@@ -7,6 +7,7 @@
 namespace cct::CCT_ISA {
 
 constexpr float kLog2e = 1.44269504f;
+constexpr float kLowest = -3.4028235e38f;
 
 // 2^x for x <= 0, as softmax needs it: absolute error below 1e-7 (degree 5), or 1e-4 for a result that becomes BFloat16
 // (degree 3). Below -124 the result stays near 1e-37. Minimax polynomials of 2^f on |f| <= 1/2.

@@ -4,7 +4,7 @@
 //
 // Images that are too few for the threads are cut into blocks of rows. Between the keys and values of two layers everything is
 // local to a row (attention of its query, projection, MLP, the next layer's q, k and v), so the threads meet once a layer.
-// Where even the rows are few, they share the panels of the weights instead.
+// Where even the rows are few, they share the weights instead: see encoder_columns.h.
 #include "encoder.h"
 
 #include <vector>
@@ -55,8 +55,8 @@ struct Layer {
   }
 };
 
-// Weights of a block for each row from which on the rows are few; and every thread needs a panel of the narrowest weight.
-constexpr int64_t kFewRows = 2048;
+// Weights of a block for each row from which on the rows are few.
+constexpr int64_t kFewRows = 1536;
 
 // PyTorch's threads, and memory that stays warm.
 struct Threads {
@@ -87,8 +87,7 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
     calls.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
   const MlpArgs& first = calls[0].mlp.a;
   const int64_t block_weights = 4 * first.C * first.C + 2 * first.C * first.F;
-  const bool few_rows = x.size(0) * x.size(1) * kFewRows <= block_weights && first.Cp / 64 >= at::get_num_threads();
-  const bool unpacked = few_rows && !first.bf16;
+  const bool unpacked = !first.bf16 && x.size(0) * x.size(1) * kFewRows <= block_weights;
   std::vector<at::Tensor> weights;
   for (size_t i = 0; i < blocks.size() && !unpacked; i += kTensors)
     for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);

@@ -2,8 +2,7 @@
 // in csrc/tests runs it under sanitizers. See encoder.cpp.
 #pragma once
 
-#include "layernorm_attention.h"
-#include "layernorm_mlp.h"
+#include "encoder_columns.h"
 
 namespace cct {
 
@@ -17,7 +16,7 @@ struct EncoderLayer {
 struct EncoderArgs {
   const EncoderLayer* layers;
   int64_t count, B, threads;
-  bool unpacked;  // see share_panels; the layers then hold the weights themselves
+  bool unpacked;  // see share_columns; the layers then hold the weights themselves
   const char* x;
   char* out;
   const uint8_t* mask;
@@ -29,7 +28,6 @@ struct Activations {
   char* out;
   const uint8_t* mask;
   char *stream, *o, *qkv[2];  // q, k and v of even and of odd layers
-  char *middle, *hidden;      // of share_panels: between attention and MLP, and in it
 };
 
 // Threads: slices(items, n, f) calls f(first, last) on at most n slices for each thread and returns when all are done;
@@ -49,7 +47,7 @@ class EncoderRun {
   }
 
   void run() {
-    if (args_.unpacked) return share_panels();
+    if (args_.unpacked) return share_columns();
     const int64_t whole = args_.B / args_.threads * args_.threads;
     const int64_t fit = larger(1, kBudget / (stream_bytes_ + qkv_bytes_ + o_bytes_));
     const int64_t most = larger(1, (whole / args_.threads + kSlices - 1) / kSlices);  // images of a slice
@@ -131,47 +129,32 @@ class EncoderRun {
       });
   }
 
-  // All layers of all images by all threads, for few rows: what takes the time is then the way of the weights through the
-  // caches, so each thread takes its share of the panels of every weight, from the weight as it is: nothing is read twice,
-  // neither by two threads nor as a packed copy and once more to see whether the copy is still right. The threads meet five
-  // times a layer.
-  void share_panels() {
+  // All layers of all images by all threads, tokens as columns: see encoder_columns.h. The threads meet seven times a layer.
+  void share_columns() {
     const AttentionArgs& first = args_.layers[0].attention;
-    const int64_t rows = args_.B * N_, parts = smaller(N_, (args_.threads + first.heads - 1) / first.heads);
-    int64_t bytes = larger(scratch_, attention_panels_scratch(first, args_.B)), hidden_bytes = 0;
-    for (int64_t l = 0; l < args_.count; ++l) {
-      bytes = larger(bytes, mlp_panels_scratch(args_.layers[l].mlp, rows));
-      hidden_bytes = larger(hidden_bytes, N_ * args_.layers[l].mlp.Fp * 4);
+    const int64_t sheet = args_.B * first.Np * first.C, stride = column_stride(N_), rows = args_.B * first.C * stride;
+    int64_t hidden = 0;
+    for (int64_t l = 0; l < args_.count; ++l) hidden = larger(hidden, args_.B * first.Np * args_.layers[l].mlp.F);
+    const auto sizes = {sheet, sheet, sheet, sheet, hidden, rows, rows};
+    float* part[7];
+    char* memory = threads_.shared(scratch_bytes(sizes));
+    for (int i = 0; i < 7; ++i) {
+      part[i] = reinterpret_cast<float*>(memory);
+      memory += scratch_bytes({sizes.begin()[i]});
     }
-    const int64_t more = scratch_bytes({args_.B * stream_bytes_ / 4}) + scratch_bytes({args_.B * hidden_bytes / 4});
-    char* memory = threads_.shared(room(args_.B, 1) + more);
-    Activations at = activations(0, memory, args_.B, false);
-    at.middle = memory + room(args_.B, 1), at.hidden = at.middle + scratch_bytes({args_.B * stream_bytes_ / 4});
-    float* h = reinterpret_cast<float*>(at.hidden);
-    auto shares = [&](int64_t items, auto f) {  // f(first item, last item, memory) on each thread's items
-      threads_.slices(items, 1, [&](int64_t begin, int64_t end) { f(begin, end, threads_.scratch(bytes)); });
-    };
+    const ColumnBuffers at{part[0], part[1], part[2], part[3], part[4], part[5], part[6], stride};
     for (int64_t l = 0; l < args_.count; ++l) {
-      AttentionArgs a = attention(l, at);
-      a.qkv = at.qkv[0], a.out = at.middle;
-      MlpArgs m = mlp(l, at);
-      m.x = at.middle;
-      shares(3 * a.heads * a.hdp / 64, [&](int64_t begin, int64_t end, char* scratch) {
-        CCT_CALL(attention_qkv_panels, a, args_.B, begin, end, scratch);
-      });
-      shares(args_.B * a.heads * parts, [&](int64_t begin, int64_t end, char* scratch) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t b = i / parts / a.heads, p = i % parts;
-          CCT_CALL(attention_head_rows, a, b, b, i / parts % a.heads, p * N_ / parts, (p + 1) * N_ / parts, scratch);
-        }
-      });
-      shares(a.Cp / 64, [&](int64_t begin, int64_t end, char* scratch) {
-        CCT_CALL(attention_projection_panels, a, args_.B, begin, end, scratch);
-      });
-      shares(m.Fp / 64,
-             [&](int64_t begin, int64_t end, char* scratch) { CCT_CALL(mlp_hidden_panels, m, rows, h, begin, end, scratch); });
-      shares(m.Cp / 64,
-             [&](int64_t begin, int64_t end, char* scratch) { CCT_CALL(mlp_output_panels, m, rows, h, begin, end, scratch); });
+      AttentionArgs attention = args_.layers[l].attention;
+      MlpArgs mlp = args_.layers[l].mlp;
+      attention.x = l == 0 ? args_.x : nullptr, attention.mask = args_.mask, mlp.out = args_.out;
+      const ColumnArgs a{attention, mlp, args_.B, at};
+      for (int phase = 0; phase < kColumnPhases; ++phase)
+        threads_.slices(column_items(a, phase), kSlices, [&](int64_t begin, int64_t end) {
+          CCT_CALL(column_phase, a, phase, begin, end, threads_.scratch(columns_scratch(a)));
+        });
+      if (l + 1 == args_.count)
+        threads_.slices(column_items(a, kFirstNorm), 1,
+                        [&](int64_t begin, int64_t end) { CCT_CALL(store_columns, a, begin, end); });
     }
   }
 

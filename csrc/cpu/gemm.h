@@ -152,44 +152,64 @@ struct Ahead {
   int64_t step;
 };
 
-template <int MR, bool kAdd, bool kTransposed, typename T>
+template <int MR, int NV, bool kAdd, bool kTransposed, typename T>
 CCT_INLINE void register_block(int64_t K, const T* A, int64_t lda, const T* B, int64_t row, float* C, int64_t ldc,
                                Ahead& ahead) {
-  Vec acc[MR][kColumns];
+  Vec acc[MR][NV];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j) acc[i][j] = Vec{};
+    for (int j = 0; j < NV; ++j) acc[i][j] = Vec{};
   const float* b = reinterpret_cast<const float*>(B);
   const int64_t stride = row / kGroup<T>;
   const char* next = ahead.next;
   for (int64_t k = 0; k < K; k += kGroup<T>, b += stride) {
     if constexpr (kAsksAhead) __builtin_prefetch(next, 0, 2), next += ahead.step;
-    Vec bv[kColumns];
+    Vec bv[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j) bv[j] = load(b + j * kLanes);
+    for (int j = 0; j < NV; ++j) bv[j] = load(b + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) acc[i][j] = multiply_add(acc[i][j], element<kTransposed>(A, lda, i, k), bv[j]);
+      for (int j = 0; j < NV; ++j) acc[i][j] = multiply_add(acc[i][j], element<kTransposed>(A, lda, i, k), bv[j]);
   }
   ahead.next = next;
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < NV; ++j) {
       float* c = C + i * ldc + j * kLanes;
       store(c, kAdd ? load(c) + acc[i][j] : acc[i][j]);  // added last: a sum of sums keeps more digits than one long chain
     }
 }
 
 // register_block of `rows` rows, 1 to MR.
-template <int MR, bool kAdd, bool kTransposed, typename T>
+template <int MR, int NV, bool kAdd, bool kTransposed, typename T>
 CCT_INLINE void few_rows(int64_t rows, int64_t K, const T* A, int64_t lda, const T* B, int64_t row, float* C, int64_t ldc,
                          Ahead& ahead) {
   if constexpr (MR > 1)
-    if (rows < MR) return few_rows<MR - 1, kAdd, kTransposed>(rows, K, A, lda, B, row, C, ldc, ahead);
-  register_block<MR, kAdd, kTransposed>(K, A, lda, B, row, C, ldc, ahead);
+    if (rows < MR) return few_rows<MR - 1, NV, kAdd, kTransposed>(rows, K, A, lda, B, row, C, ldc, ahead);
+  register_block<MR, NV, kAdd, kTransposed>(K, A, lda, B, row, C, ldc, ahead);
+}
+
+// NV vectors of columns, in nearly equal parts of 4 to 6 rows: the additions of one or two are too few to hide their latency.
+template <int NV, bool kAdd, bool kTransposed, typename T>
+CCT_INLINE void column_product(int64_t M, int64_t K, const T* A, int64_t lda, const T* B, int64_t row, float* C, int64_t ldc,
+                               Ahead& ahead) {
+  int64_t parts = (M + kRows - 1) / kRows;
+  for (int64_t i = 0, rows; i < M; i += rows, --parts) {
+    rows = (M - i + parts - 1) / parts;
+    few_rows<kRows, NV, kAdd, kTransposed>(rows, K, element<kTransposed>(A, lda, i, 0), lda, B, row, C + i * ldc, ldc, ahead);
+  }
+}
+
+// The last `vectors` < kColumns of columns, so seldom that it is no part of its callers.
+template <int NV, bool kAdd, bool kTransposed, typename T>
+__attribute__((noinline)) void last_columns(int64_t vectors, int64_t M, int64_t K, const T* A, int64_t lda, const T* B,
+                                            int64_t row, float* C, int64_t ldc, Ahead& ahead) {
+  if constexpr (NV > 1)
+    if (vectors < NV) return last_columns<NV - 1, kAdd, kTransposed>(vectors, M, K, A, lda, B, row, C, ldc, ahead);
+  column_product<NV, kAdd, kTransposed>(M, K, A, lda, B, row, C, ldc, ahead);
 }
 
 template <bool kAdd, bool kTransposed, typename T>
@@ -201,13 +221,11 @@ CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, co
   if (kAsksAhead && panel.bytes) ahead.step = panel.bytes / (count * ((columns + kWidth - 1) / kWidth) * K) + 1;
   for (int64_t c = 0; c < columns; c += kWidth) {
     const T* B = panel.data + c / kStrip * panel.strip + c % kStrip * kGroup<T>;
-    // nearly equal parts, 4 to 6 rows each: the additions of one or two rows are too few to hide their latency
-    int64_t parts = count;
-    for (int64_t i = 0, rows; i < M; i += rows, --parts) {
-      rows = (M - i + parts - 1) / parts;
-      few_rows<kRows, kAdd, kTransposed>(rows, K, element<kTransposed>(A, lda, i, 0), lda, B, panel.row, C + i * ldc + c, ldc,
-                                         ahead);
-    }
+    const int64_t vectors = (columns - c + kLanes - 1) / kLanes;
+    if (vectors < kColumns)
+      last_columns<kColumns - 1, kAdd, kTransposed>(vectors, M, K, A, lda, B, panel.row, C + c, ldc, ahead);
+    else
+      column_product<kColumns, kAdd, kTransposed>(M, K, A, lda, B, panel.row, C + c, ldc, ahead);
   }
 }
 
@@ -313,8 +331,8 @@ CCT_INLINE void tile_product(int64_t M, int64_t K, const BFloat16* A, int64_t ld
 }
 #endif
 
-// C (M, 64) = or += A panel, or at least the first `columns` of it: all 64 may be written. With AMX, C and A reach to the next
-// multiple of 16 rows.
+// C (M, 64) = or += A panel, or at least the first `columns` of it: more of the 64 may be written. With AMX, C and A reach to
+// the next multiple of 16 rows.
 template <bool kAdd, typename T>
 CCT_INLINE void product(int64_t M, int64_t K, const T* A, int64_t lda, const Panel<T>& panel, float* C, int64_t ldc,
                         int64_t columns = kPanel) {

@@ -16,8 +16,6 @@
 namespace cct::CCT_ISA {
 namespace {
 
-constexpr float kLowest = -3.4028235e38f;
-
 template <typename T>
 CCT_INLINE T* head_rows(const AttentionArgs& a, int64_t slot, int64_t part, int64_t head) {  // part 0 q, 1 k, 2 v
   return static_cast<T*>(a.qkv) + ((slot * 3 + part) * a.heads + head) * a.Nr * a.hdp;
@@ -88,21 +86,6 @@ void qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, in
   }
   if (last == a.N)
     for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(head_rows<T>(a, slot, 0, h), a.N, a.Nr, a.hdp);
-}
-
-template <typename X>
-void qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
-  const int64_t per_head = a.hdp / kPanel;
-  const PackArgs weight{a.wqkv, a.weight_bf16, false, true, a.C, 3 * a.C, a.hd};
-  float *y = take<float>(scratch, images * a.N * a.Cp), *memory = take<float>(scratch, panel_size(a.C));
-  layernorm_rows<X>(a, 0, images * a.N, y);
-  for (int64_t p = first; p < last; ++p) {
-    const Panel<float> panel = fresh_panel(weight, p, last, memory);
-    for (int64_t b = 0; b < images; ++b) {
-      qkv_panel<float>(a, b, p, y + b * a.N * a.Cp, 0, a.N, panel);
-      if (p % per_head == 0) zero_rows(head_rows<float>(a, b, 0, p / per_head), a.N, a.Nr, a.hdp);
-    }
-  }
 }
 
 // The weights of one query: exp(scale (s - max s)) of N scores, not normalised, as T into p with zeros up to Nr; returns their
@@ -208,17 +191,6 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     R = pass_rows<T>(last - row, a.Cp * sizeof(T));
     for (int64_t p = 0; p < panels(a.C); ++p)
       projection_panel<X>(a, b, slot, p, row, R, weight_panel<T>(a.wproj, p, a.C), dropout, line);
-  }
-}
-
-template <typename X>
-void projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
-  const Dropout dropout(a.projection_dropout, kProjectionSite);
-  const PackArgs weight{a.wproj, a.weight_bf16, false, true, a.C, a.C, a.C};
-  float *memory = take<float>(scratch, panel_size(a.C)), *line = take<float>(scratch, kPanel);
-  for (int64_t p = first; p < last; ++p) {
-    const Panel<float> panel = fresh_panel(weight, p, last, memory);
-    for (int64_t b = 0; b < images; ++b) projection_panel<X, float>(a, b, b, p, 0, a.N, panel, dropout, line);
   }
 }
 
@@ -503,13 +475,6 @@ void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_
 }
 void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(projection_rows, a, b, slot, first, last, scratch);
-}
-void attention_qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
-  a.x_bf16 ? qkv_panels<BFloat16>(a, images, first, last, scratch) : qkv_panels<float>(a, images, first, last, scratch);
-}
-void attention_projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch) {
-  a.x_bf16 ? projection_panels<BFloat16>(a, images, first, last, scratch)
-           : projection_panels<float>(a, images, first, last, scratch);
 }
 void attention_backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last,
                               const AttentionGradients& g, char* shared, char* scratch) {

@@ -18,8 +18,8 @@ struct AttentionArgs {
   void* out;
   float *mean, *rstd;                        // (B, N), or null
   const float *gamma, *beta, *bqkv, *bproj;  // padded with zeros; bqkv (3 * heads * hdp)
-  const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T; the weights themselves for *_panels
-  bool weight_bf16;                          // for *_panels: storage of the weights
+  const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T; for encoder_columns.h the weights
+  bool weight_bf16;                          // there: their storage
   const uint8_t* mask;                       // (B, N) or null
   const float* path_scale;                   // (B) or null
   DropoutArgs weights_dropout, projection_dropout;
@@ -43,9 +43,6 @@ struct AttentionGradients {  // sums of one thread, zero at first
 
 [[maybe_unused]] static int64_t attention_forward_scratch(const AttentionArgs& a) {  // of any of the three forward passes
   return scratch_bytes({larger(kPassRows * a.Cp, a.Np * a.hdp), larger(a.Cp, a.Nr * a.hdp), 32 * a.Np, 32 * a.Np});
-}
-[[maybe_unused]] static int64_t attention_panels_scratch(const AttentionArgs& a, int64_t images) {
-  return scratch_bytes({images * a.N * a.Cp, (a.C + 31) / 32 * 32 * 64, 64});
 }
 // The phases of the backward pass of an image, each of so many independent items.
 enum AttentionPhase { kRowsPhase, kProjectionPhase, kHeadsPhase, kQkvPhase, kNormPhase, kAttentionPhases };
@@ -82,11 +79,6 @@ CCT_DECLARE(void attention_head_rows(const AttentionArgs& a, int64_t b, int64_t 
                                      char* scratch))
 CCT_DECLARE(void attention_projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
                                            char* scratch))
-// For few rows, in float32: panels [first, last) of the q, k and v and of the projection of all rows, each packed from the
-// weight as it comes. All threads together read the weights once, and no copy of them.
-CCT_DECLARE(void attention_qkv_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void attention_projection_panels(const AttentionArgs& a, int64_t images, int64_t first, int64_t last,
-                                             char* scratch))
 CCT_DECLARE(void attention_backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last,
                                           const AttentionGradients& g, char* shared, char* scratch))
 

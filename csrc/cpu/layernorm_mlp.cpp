@@ -88,30 +88,6 @@ void forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) 
   }
 }
 
-template <typename X>
-void hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch) {
-  const PackArgs weight{a.w1, a.weight_bf16, false, true, a.C, a.F, a.F};
-  const Dropout dropout(a.dropout, kHiddenSite);
-  float *y = take<float>(scratch, rows * a.Cp), *memory = take<float>(scratch, panel_size(a.C));
-  layernorm_rows<X>(a, 0, rows, y, nullptr);
-  for (int64_t p = first; p < last; ++p)
-    hidden_panel<float>(a, p, 0, rows, y, fresh_panel(weight, p, last, memory), dropout, h);
-}
-
-template <typename X>
-void output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch) {
-  const PackArgs weight{a.w2, a.weight_bf16, false, true, a.F, a.C, a.C};
-  const Dropout dropout(a.dropout, kOutputSite);
-  float *z = take<float>(scratch, rows * a.Cp), *memory = take<float>(scratch, panel_size(a.F));
-  layernorm_rows<X>(a, 0, rows, z, nullptr);
-  for (int64_t p = first; p < last; ++p) {
-    output_panel<float>(a, p, 0, rows, h, fresh_panel(weight, p, last, memory), dropout, z);
-    const int64_t left = a.C - p * kPanel, count = left < kPanel ? left : kPanel;
-    for (int64_t i = 0; i < rows; ++i)
-      store_row(static_cast<X*>(a.out) + i * a.C + p * kPanel, count, z + i * a.Cp + p * kPanel);
-  }
-}
-
 template <typename X, typename T>
 void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {
   const TileScope tiles;
@@ -210,14 +186,6 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
 
 void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch) {
   CCT_TYPED(forward_rows, a, first, last, scratch);
-}
-
-void mlp_hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch) {
-  a.x_bf16 ? hidden_panels<BFloat16>(a, rows, h, first, last, scratch) : hidden_panels<float>(a, rows, h, first, last, scratch);
-}
-
-void mlp_output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch) {
-  a.x_bf16 ? output_panels<BFloat16>(a, rows, h, first, last, scratch) : output_panels<float>(a, rows, h, first, last, scratch);
 }
 
 void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g, char* scratch) {

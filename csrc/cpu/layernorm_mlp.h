@@ -18,8 +18,8 @@ struct MlpArgs {
   float *mean, *rstd;                   // (rows), or null
   void* hidden;                         // (rows, Fp) of the products' type: h, kept for backward; or null
   const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
-  const void *w1, *w2;                  // panels of fc1^T and fc2^T; the weights themselves for *_panels
-  bool weight_bf16;                     // for *_panels: storage of the weights
+  const void *w1, *w2;                  // panels of fc1^T and fc2^T; for encoder_columns.h the weights
+  bool weight_bf16;                     // there: their storage
   const float* path_scale;              // (B) or null
   DropoutArgs dropout;
   // backward
@@ -41,19 +41,12 @@ constexpr int64_t kMlpTokens = 256;  // rows of a block of the backward pass at 
 [[maybe_unused]] static int64_t mlp_forward_scratch(const MlpArgs& a) {
   return scratch_bytes({kPassRows * a.Cp, kPassRows * a.Fp, kPassRows * a.Cp});
 }
-[[maybe_unused]] static int64_t mlp_panels_scratch(const MlpArgs& a, int64_t rows) {
-  return scratch_bytes({rows * a.Cp, (larger(a.C, a.F) + 31) / 32 * 32 * 64});
-}
 [[maybe_unused]] static int64_t mlp_backward_scratch(const MlpArgs& a) {
   const int64_t row = kMlpTokens * a.Cp, panel = kMlpTokens * 64;
   return scratch_bytes({row, row, row, row, row, kMlpTokens * a.Fp, panel, panel, panel, row, a.Cp, a.Cp, 2 * a.Cp});
 }
 
 CCT_DECLARE(void layernorm_mlp_forward_rows(const MlpArgs& a, int64_t first, int64_t last, char* scratch))
-// For few rows, in float32: panels [first, last) of the hidden layer h (rows, Fp), then of the output, each
-// packed from the weight as it comes. x must not be out.
-CCT_DECLARE(void mlp_hidden_panels(const MlpArgs& a, int64_t rows, float* h, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void mlp_output_panels(const MlpArgs& a, int64_t rows, const float* h, int64_t first, int64_t last, char* scratch))
 CCT_DECLARE(void layernorm_mlp_backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradients& g,
                                              char* scratch))
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "gemm.h"
-#include "weights.h"
 
 namespace cct::CCT_ISA {
 
@@ -148,18 +147,6 @@ CCT_INLINE void transpose(const T* src, int64_t src_stride, T* dst, int64_t dst_
     interleave_rows(src, src_stride, pairs, columns * g, rows, columns);
     transpose_words(pairs, columns, dst, dst_stride / g, rows / g, columns);
   }
-}
-
-// Panel p of [p, last) of a weight that is stored transposed, packed into `memory`. Its product asks for the weight of the
-// next.
-CCT_INLINE Panel<float> fresh_panel(const PackArgs& a, int64_t p, int64_t last, float* memory) {
-  pack_panel(a, p, memory);
-  Panel<float> panel = panel_of<float>(memory, round_up(a.K, 32));
-  if (p + 1 == last) return panel;
-  const int64_t line = a.K * (a.weight_bf16 ? 2 : 4);  // bytes of a column
-  panel.next = static_cast<const char*>(a.weight) + panel_column(a, p + 1) * line;
-  panel.bytes = kPanel * line;
-  return panel;
 }
 
 }  // namespace cct::CCT_ISA
