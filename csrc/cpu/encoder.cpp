@@ -55,7 +55,7 @@ struct Layer {
   }
 };
 
-// Weights of a block for each row from which on the rows are few.
+// Weights of a block for each row, those of an image rounded up to 64, from which on the rows are few.
 constexpr int64_t kFewRows = 1536;
 
 // PyTorch's threads, and memory that stays warm.
@@ -87,7 +87,7 @@ at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_
     calls.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
   const MlpArgs& first = calls[0].mlp.a;
   const int64_t block_weights = 4 * first.C * first.C + 2 * first.C * first.F;
-  const bool unpacked = !first.bf16 && x.size(0) * x.size(1) * kFewRows <= block_weights;
+  const bool unpacked = !first.bf16 && x.size(0) * round_up64(x.size(1)) * kFewRows <= block_weights;
   std::vector<at::Tensor> weights;
   for (size_t i = 0; i < blocks.size() && !unpacked; i += kTensors)
     for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);

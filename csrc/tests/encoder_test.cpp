@@ -120,6 +120,7 @@ void test(const std::string& where, const Setting& set) {
   for (const Shape& s : {Shape{1, 1, 1, 1, 1, 1, false},
                          {5, 7, 12, 3, 20, 2, true},    // whole images and a shared one
                          {1, 70, 10, 2, 70, 3, false},  // one image, rows among the threads
+                         {1, 65, 12, 2, 300, 1, true},  // a second piece of a sum, one column behind whole strips
                          {7, 33, 66, 1, 5, 2, true}})
     test_shape(where, set, s);
 }
