@@ -180,6 +180,19 @@ def test_figures_show_every_line(folder):
     assert len(axes.lines) == len(COLORS) and f"the best {len(COLORS)} of 9 runs" in axes.get_title(loc="left")
 
 
+def test_long_names_leave_room_for_the_lines(folder):
+    runs = [
+        {**run, "changes": "warmup_epochs=1 cooldown_epochs=1 reprob=0.25 mixup_off_epoch=6"} for run in results.records(folder)
+    ]
+    figure = figures.learning_curves(runs)["cifar10"]
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    width, height = figure.canvas.get_width_height()
+    box, names = axes.get_window_extent(), legend.get_window_extent()
+    assert box.width > 0.8 * width and names.width <= width and names.y1 < box.y0 and box.height > 0.4 * height
+    assert axes.get_ylim()[1] <= 100
+
+
 def test_text_is_escaped():
     table = summary.Table("1", ["cifar10"], {"<b> | x": {"cifar10": summary.Cell("1.0", True, None)}}, {})
     assert "&lt;b&gt; | x" in html.render([table], [], {}) and "<b> \\| x |" in markdown.render([table], [], {})

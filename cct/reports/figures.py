@@ -1,6 +1,7 @@
 """The figures of the report: Figures 3 to 7 of the paper, learning curves, accuracy against time."""
 
 import itertools
+import textwrap
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -118,19 +119,21 @@ def _panels(runs, title, place):
 
 
 def _panel(name, runs, title, place):
-    figure, axes = _figure((5.2, 3.7))
+    labels = [textwrap.fill(f"{label(run)}  {run['last']:.2f} %", 66, subsequent_indent="    ") for run in runs[: len(COLORS)]]
+    figure, axes = _figure((5.2, 3.4 + 0.16 * sum(text.count("\n") + 1 for text in labels)))
     heights = []
-    for color, run in zip(COLORS, runs, strict=False):
+    for color, run, text in zip(COLORS, runs, labels, strict=False):
         rows, key = read_metrics(run["curve"]), f"{run['split']}_top1"
         points = [(x, 100 * row[key]) for x, row in zip(place(rows), rows, strict=True) if key in row]
         heights.append([y for _, y in points])
         style = {"linewidth": 1.6, "marker": "o" if len(points) < 12 else None, "markersize": 3.5}
-        axes.plot(*zip(*points, strict=True), color=color, label=f"{label(run)}  {run['last']:.2f} %", **style)
+        axes.plot(*zip(*points, strict=True), color=color, label=text, **style)
     rest = f", the best {len(COLORS)} of {len(runs)} runs" if len(runs) > len(COLORS) else ""
-    axes.set_ylim(bottom=_floor(heights))
+    floor, top = _floor(heights), max(map(max, heights))
+    axes.set_ylim(floor, min(100, top + 0.05 * (top - floor)))
     axes.set_title(f"{paper.DATA_SETS.get(name, name)} top-1, %{rest}", loc="left", fontsize=10, color=INK)
     axes.set_xlabel(title, fontsize=9, color=INK)
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, labelcolor=INK, loc="outside lower left")  # names may be longer than the axes
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if place is wall_clock:
         longest = axes.get_xlim()[1]
