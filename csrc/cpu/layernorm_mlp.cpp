@@ -18,13 +18,13 @@ namespace {
 
 CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
 
-// y = LN(x) of R rows from `row` on; z: the same as float, or null.
+// y = LN(x) of R rows from `row` on; z: the same as float.
 template <typename X, typename T>
 CCT_INLINE void layernorm_rows(const MlpArgs& a, int64_t row, int64_t R, T* y, float* z) {
   for (int64_t i = 0; i < R; ++i) {
     float mean, rstd;
-    layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z ? z + i * a.Cp : z,
-                  y + i * a.Cp, mean, rstd);
+    layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z + i * a.Cp, y + i * a.Cp,
+                  mean, rstd);
     if (a.mean) a.mean[row + i] = mean, a.rstd[row + i] = rstd;
   }
 }
