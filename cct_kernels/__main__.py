@@ -13,7 +13,7 @@ def lines(dtype=torch.float32):
     yield f"PyTorch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
     if machine_why_not("cpu") is None:
         isa = torch.ops.cct_kernels.cpu_isa()
-        yield f"CPU instruction set: {isa} (CCT_CPU_ISA selects a lower one), {torch.get_num_threads()} threads"
+        yield f"CPU instruction set: {isa} (CCT_CPU_ISA selects another), {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         yield f"GPU: {torch.cuda.get_device_name()}, compute capability {capability}"

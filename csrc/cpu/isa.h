@@ -6,7 +6,7 @@ namespace cct {
 // Ordered: a CPU that runs a level runs all before it.
 enum class Isa { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// The best level of this CPU, or a lower one asked for by CCT_CPU_ISA or set_isa.
+// The fastest level of this CPU, or another that it runs, asked for by CCT_CPU_ISA or set_cpu_isa.
 Isa isa();
 
 }  // namespace cct
