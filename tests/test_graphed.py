@@ -55,7 +55,8 @@ def test_gives_what_the_model_gives(emulated, model):
     x, y = torch.randn(2, 2, 3, 16, 16)
     call = graphed(model, x)
     first, second = call(x), call(y)
-    assert torch.equal(first, inferred(model, x)) and torch.equal(second, inferred(model, y))  # the first is not overwritten by the second
+    assert torch.equal(first, inferred(model, x))  # the second does not overwrite it
+    assert torch.equal(second, inferred(model, y))
     assert not first.requires_grad and call.inputs[0] is not x
     call.inputs[0].copy_(x)
     call.replay()

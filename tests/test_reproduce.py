@@ -148,7 +148,7 @@ def test_figure_7_takes_the_accuracy_at_other_sizes():
 def test_evaluation_at_other_sizes(folder, monkeypatch, capfd):
     runs, _ = runs_of(folder, monkeypatch, "")
     job = runs.job("tiny", 0, sizes=(16,))
-    assert main(["train", "-c", str(recipes.path("tiny")), "--seed", "42", "--output", str(job.folder), "--epochs", "1"]) == 0
+    assert main(["train", "-c", str(recipes.path("tiny")), "--seed", "42", "--output", str(job.folder)]) == 0
     job.record["finished"] = True
     assert runs.go([job], lambda job: None) == 0
     value = job.record["at"]["16"]
@@ -238,6 +238,38 @@ def test_a_run_does_not_go_on_under_another_recipe(folder, capfd):
     assert code == 2 and "seed-42: was begun with model_kwargs {" in err and "but tiny says {" in err
     recipes.path("tiny").write_text(TINY)
     assert "was begun with clip_grad 1.0, but tiny says None" in again()[1]
+
+
+def test_a_finished_run_is_of_the_recipe_it_had(folder, capfd):
+    """The recipe changes under it: nothing is published for the new one, and the tables say what the old one had."""
+    words = ["reproduce", "2", "--set", "lr=1e-3"]
+    assert main(words) == 0
+    path = folder / "results" / "runs" / "tiny-lr=0.001" / "seed-42.json"
+    before = path.read_bytes()
+    assert json.loads(before)["settings"]["epochs"] == 2 and "data_dir" not in json.loads(before)["settings"]
+    assert [row["changes"] for row in rows_of(folder)] == ["lr=0.001"] * 2
+    recipes.path("tiny").write_text(TINY.replace("epochs: 2", "epochs: 3"))
+    recipes.read.cache_clear()
+    capfd.readouterr()
+    assert main(words) == 2 and path.read_bytes() == before
+    assert "seed-42: was begun with epochs 2, but tiny says 3; choose another --runs" in capfd.readouterr().err
+    [row] = [row for row in rows_of(folder) if row["recipe"] == "tiny"]
+    assert row["changes"] == "lr=0.001 epochs=2" and row["command"] == "cct train -c tiny --seed 42 --lr 0.001 --epochs 2"
+    assert main(["report", "--output", str(folder / "report")]) == 0
+    assert "lr=0.001 epochs=2" in (folder / "report" / "report.md").read_text()
+
+
+def test_a_run_that_was_removed_begins_anew(folder, monkeypatch):
+    """Its sessions do not become those of the next one, whose first numbers then would take the place of the old."""
+    runs, [job, _] = runs_of(folder, monkeypatch, "")
+    old = {**job.record, "sessions": [{"began": "monday"}], "at": {"16": 1.0}}
+    old["settings"] = {**old["settings"], "epochs": 9}
+    for finished in (False, True):
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        results.write_json(job.record_path, {**old, "finished": finished})
+        again = runs.job("tiny", 0)
+        assert (again.record["sessions"], again.record["at"], again.begun) == ([], {}, {}) and not again.record["finished"]
+        assert runs._difference(again) is None
 
 
 def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):

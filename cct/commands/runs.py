@@ -8,19 +8,18 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cct import recipes
 from cct.reports.results import read_json, write_json
-from cct.training import run_folder, sessions
-from cct.training.config import FIELDS, ConfigError, read_yaml, resolve
+from cct.training import run_folder, sessions, settings
+from cct.training.config import ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
-from cct.training.loop import MACHINE as RESUMED_ANEW
 from cct.training.schedules import total_epochs
 from cct.training.setup import FILLED_IN
 
-MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
+FLAGS_OF_MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
 
 
 @dataclass
@@ -33,6 +32,7 @@ class Job:
     words: list
     machine_words: list
     sizes: tuple  # other image sizes to evaluate the last weights at
+    begun: dict = field(default_factory=dict)  # the settings that the parts so far had, where they are known
 
     @property
     def command(self):
@@ -65,23 +65,26 @@ class Runs:
     def __init__(self, args, changes):
         self.root, self.changes = Path(args.runs), changes
         self.deadline = float("inf") if args.budget is None else time.monotonic() + 60 * args.budget
-        given = {name: getattr(args, name) for name in MACHINE if getattr(args, name) is not None}
-        self.machine_words = [word for name, value in given.items() for word in _flag(name, value)]
+        given = {name: getattr(args, name) for name in FLAGS_OF_MACHINE if getattr(args, name) is not None}
+        self.machine_words = [word for name, value in given.items() for word in settings.flag(name, value)]
 
     def job(self, recipe, n, sizes=()):
         """The run of a recipe with its n-th seed, counted from 0; `sizes` of images at which to evaluate it in the end."""
         config = resolve(self.changes, recipes.path(recipe))
         seed = config.seed + n
-        changes = [f"{name}={_text(value, ',')}" for name, value in self.changes.items()]
+        changes = [f"{name}={settings.text(value)}" for name, value in self.changes.items()]
         folder = self.root / "-".join([recipe, *changes]).replace("/", "_") / f"seed-{seed}"
-        words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in _flag(name, value))]
+        words = ["--seed", str(seed), *(word for name, value in self.changes.items() for word in settings.flag(name, value))]
         command = shlex.join(["cct", "train", "-c", recipe, *words])
         record = {"recipe": recipe, "changes": " ".join(changes), "seed": seed, "command": command}
         record |= {"planned": total_epochs(config), "target": config.target_top1, "finished": False, "sessions": [], "at": {}}
+        record |= {"settings": settings.of(config)}
         job = Job(recipe, folder, record, words, self.machine_words, tuple(sizes))
         if job.record_path.is_file():
             kept = read_json(job.record_path)
-            record |= {key: kept[key] for key in ("finished", "sessions", "at", "data_split", "tested") if key in kept}
+            if run_folder.has_state(folder) or (kept.get("finished") and folder.is_dir()):  # else it begins anew
+                record |= {key: kept[key] for key in ("finished", "sessions", "at", "data_split", "tested") if key in kept}
+                job.begun = kept.get("settings", {})
         return job
 
     def go(self, jobs, publish):
@@ -92,6 +95,10 @@ class Runs:
         code = 0
         with Interrupt() as interrupt:
             for job in jobs:
+                if difference := self._difference(job):
+                    print(difference, file=sys.stderr)
+                    code = max(code, 2)
+                    continue
                 if not job.record["finished"]:
                     if time.monotonic() >= self.deadline:
                         break
@@ -106,11 +113,8 @@ class Runs:
         return code
 
     def _run(self, job, interrupt):
-        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, 2 when it cannot go on, else 0."""
+        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, else 0."""
         self._make_place(job)
-        if difference := self._difference(job):
-            print(difference, file=sys.stderr)
-            return 2
         argv, file = job.argv(), str(recipes.path(job.recipe))
         print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
         exit_code, stopped = self._wait(argv, interrupt)
@@ -127,7 +131,7 @@ class Runs:
         """Fill in the accuracies at other image sizes that are missing; 1 when one could not be had, else 0."""
         missing = [size for size in job.sizes if str(size) not in job.record["at"]]
         config = read_yaml(job.folder / "config.yaml") if missing else {}
-        flags = [word for name in ("data_dir", "amp") if config.get(name) for word in _flag(name, config[name])]
+        flags = [word for name in ("data_dir", "amp") if config.get(name) for word in settings.flag(name, config[name])]
         for size in missing:
             words = [str(job.folder / "last.safetensors"), "--img-size", str(size), "--json", *flags, *self.machine_words]
             done = subprocess.run([sys.executable, "-m", "cct", "eval", *words], stdout=subprocess.PIPE, text=True)
@@ -155,20 +159,20 @@ class Runs:
             raise
 
     def _difference(self, job):
-        """Why the run that was begun cannot go on: the recipe says something else now. None when it can."""
+        """Why the run that was begun is not that of the recipe: it says something else now. None when it is."""
+        then = job.begun
         try:
-            begun = run_folder.load_state(job.folder)[0]["config"] if run_folder.has_state(job.folder) else {}
+            if run_folder.has_state(job.folder):
+                config = run_folder.load_state(job.folder)[0]["config"]
+                then = then | {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
         except ConfigError:  # `cct train` says what is damaged
             return None
-        planned = resolve({**self.changes, "seed": job.record["seed"]}, recipes.path(job.recipe))
-        for name in FIELDS:
-            now, then = getattr(planned, name), begun.get(name)
-            left_open = now is None and name in FILLED_IN
-            if name in begun and now != then and not left_open and name not in (*RESUMED_ANEW, "output"):
-                return (
-                    f"{job.folder}: was begun with {name} {then}, but {job.recipe} says {now}; choose another --runs, or "
-                    "remove this folder"
-                )
+        now = job.record["settings"]
+        for name, value in settings.different(then, now, FILLED_IN).items():
+            return (
+                f"{job.folder}: was begun with {name} {value}, but {job.recipe} says {now[name]}; choose another --runs, or "
+                "remove this folder"
+            )
         return None
 
     def _make_place(self, job):
@@ -198,20 +202,3 @@ def _told(job):
     facts = {"data_split": state.get("split"), "tested": None if state.get("tested") is None else 100 * state["tested"]}
     known = {name: value for name, value in facts.items() if value is not None}
     return {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **known}
-
-
-def _text(value, separator=" "):
-    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple) else "" if value is None else str(value)
-
-
-def _flag(name, value):
-    """The words of a flag of `cct train`."""
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else "--no-" + flag[2:]]
-    return [flag, *map(_exact, value)] if isinstance(value, tuple) else [flag, "" if value is None else str(value)]
-
-
-def _exact(number):
-    """A number as short text that gives it again."""
-    return text if float(text := f"{number:g}") == number else repr(number)

@@ -5,13 +5,15 @@ import io
 import itertools
 import json
 import re
+import shlex
 import shutil
 import statistics
 from pathlib import Path
 
 from cct import recipes
 from cct.models.checkpoints import write_atomically
-from cct.training.config import ConfigError
+from cct.training import settings
+from cct.training.config import ConfigError, resolve
 
 from . import paper
 from .curves import read_metrics
@@ -66,10 +68,10 @@ def publish(run, record, results):
     Returns None, or the path of what is kept there instead: another run of the same name that got further, such as one that
     came with the project. A finished run takes its place all the same.
 
-    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, planned (epochs), target (% or None),
-    finished, sessions; data_split: how train and test were made, where the state of the run told it; tested: of a run that
-    reports on val, the test accuracy of its best weights in %; and `at`, the accuracy of the last weights in % at other image
-    sizes, {"16": ...}.
+    run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, settings (what recipe and changes say, key by
+    key), planned (epochs), target (% or None), finished, sessions; data_split: how train and test were made, where the state of
+    the run told it; tested: of a run that reports on val, the test accuracy of its best weights in %; and `at`, the accuracy of
+    the last weights in % at other image sizes, {"16": ...}.
     """
     metrics = Path(run) / "metrics.csv"
     facts = numbers(read_metrics(metrics), record.get("target")) if metrics.is_file() else {}
@@ -93,14 +95,35 @@ def _began(record):
 
 
 def records(results):
-    """Every published run as a dict, with `curve`: the path of its rows. ConfigError naming a file that is damaged."""
+    """Every published run as a dict, with `curve`: the path of its rows. ConfigError naming a file that is damaged.
+
+    `changes` and `command` are against the recipe as it is now: a run of an earlier one says what it had instead.
+    """
     found = []
     for path in sorted(Path(results).glob("runs/*/*.json")):
         run = read_json(path)
         if missing := [key for key in PUBLISHED if key not in run]:
             raise ConfigError(f"{path}: lacks {', '.join(missing)}; remove it")
-        found.append({**run, "curve": path.with_suffix(".csv")})
+        found.append({**run, **_since_changed(run), "curve": path.with_suffix(".csv")})
     return found
+
+
+def _since_changed(run):
+    """`changes` and `command` of a run whose recipe has become another one; {} when it has not, or is not there any more."""
+    now = _settings(run["recipe"]) if run["recipe"] in recipes.names() else {}
+    made = re.findall(r"(?:^| )(\w+)=", run["changes"])
+    values = {k: v for k, v in settings.different(run.get("settings", {}), now).items() if k not in made}
+    if not values:
+        return {}
+    words = [word for name, value in values.items() for word in settings.flag(name, value)]
+    return {
+        "changes": " ".join(filter(None, [run["changes"], *(f"{name}={settings.text(v)}" for name, v in values.items())])),
+        "command": f"{run['command']} {shlex.join(words)}",
+    }
+
+
+def _settings(recipe):
+    return settings.of(resolve({}, recipes.path(recipe)))
 
 
 def cells(table):
@@ -172,7 +195,7 @@ def _over_seeds(runs):
         "machine": of_sessions(sessions, "machine"),
         "versions": of_sessions(sessions, "versions"),
         "commit": " ".join(dict.fromkeys(session["commit"] for session in sessions)),
-        "command": shown[0]["command"],
+        "command": "; ".join(dict.fromkeys(run["command"] for run in shown)),
     }
     row["target"] = last.get("target") or ""
     for name, scale in (("last", 1), ("best", 1), ("ema", 1), ("to_target", 1 / 60)):

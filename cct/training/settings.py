@@ -1,0 +1,39 @@
+"""The settings of a recipe as its runs are recorded with: what they hold, how two of them differ, and their words as flags."""
+
+from .config import FIELDS
+
+# Where a run is and how it is cut, not what it is: these may change from part to part of a run, and from seed to seed.
+PLACE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps", "output", "seed")
+
+
+def of(config):
+    """{key: value} of a Config, as JSON gives it back; without PLACE."""
+    values = {name: getattr(config, name) for name in FIELDS if name not in PLACE}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def different(then, now, open_keys=()):
+    """{key: value of `then`} where it is not that of `now`. What only one of them has does not count, nor do `open_keys` that
+    `now` leaves open: they were filled in since."""
+    names = [name for name in now if name in then and not (now[name] is None and name in open_keys)]
+    return {name: then[name] for name in names if then[name] != now[name]}
+
+
+def text(value, separator=","):
+    """A value as short text: of a folder's name, of --set."""
+    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else "" if value is None else str(value)
+
+
+def flag(name, value):
+    """The words of a flag of `cct train`."""
+    word = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [word if value else "--no-" + word[2:]]
+    if isinstance(value, dict):
+        return [word, *(f"{key}={one}" for key, one in value.items())]
+    return [word, *map(_exact, value)] if isinstance(value, tuple | list) else [word, "" if value is None else str(value)]
+
+
+def _exact(number):
+    """A number as short text that gives it again."""
+    return short if float(short := f"{number:g}") == number else repr(number)
