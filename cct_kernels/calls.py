@@ -1,6 +1,7 @@
 """What the autograd functions of all ops share."""
 
 import torch
+from torch.autograd import forward_ad
 
 
 def kernels(op, backend):
@@ -19,6 +20,18 @@ def expect_first_derivative(op):
     """Raises where a backward pass shall be differentiated in turn (create_graph=True): the kernels would give zeros."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{op}: the kernels have no second derivative; use backend='reference', or a model with fused=False")
+
+
+def only_values():
+    """Whether nothing is differentiated here, neither backward nor forward (torch.func.jvp): a kernel may run bare."""
+    return not torch.is_grad_enabled() and forward_ad._current_level < 0
+
+
+def one_dtype(x, tensors):
+    """The parameters; all in float32 where they are of several dtypes: autocast takes them, the kernels do not. None passes."""
+    if not torch.is_autocast_enabled(x.device.type) or len({t.dtype for t in tensors if t is not None}) <= 1:
+        return tensors
+    return [t if t is None else t.float() for t in tensors]
 
 
 def alike(x, tensors):

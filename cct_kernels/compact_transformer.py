@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from .calls import alike, compute_dtype
+from .calls import alike, compute_dtype, only_values
 from .checks import expect_bool, expect_int, expect_like, expect_optional, expect_positive, expect_tensor, pair
 from .conv_tokenizer import MAX_WINDOW, conv_tokenizer
 from .dispatch import TABLE, choose
@@ -38,7 +38,7 @@ def compact_transformer(
         backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
 
     Without gradients the CPU backend makes one native call of it; else the ops run in turn, each on its own backend, with
-    their gradients. The results are the same to the bit.
+    their gradients. The results are the same up to rounding: for few images sums have another order.
 
     Returns: (B, classes), or (B, C) without a head, in the dtype of x; under autocast a head gives its dtype.
     Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
@@ -49,7 +49,7 @@ def compact_transformer(
     chosen = choose(OP, x, backend) if (OP, x.device.type) in TABLE else None
     if chosen == "reference":
         backend = chosen  # for all ops: under autocast the first may give a dtype that the kernels know
-    if chosen == "cpu" and not torch.is_grad_enabled():
+    if chosen == "cpu" and only_values():
         weights, biases, strides, paddings = zip(*stages, strict=True)
         flat = _flat(blocks)
         window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, expect_first_derivative, kernels
+from .calls import compute_dtype, expect_first_derivative, kernels, only_values
 from .checks import expect_bool, expect_like, expect_optional, expect_tensor, pair, shape_text
 from .dispatch import choose
 
@@ -48,7 +48,7 @@ def conv_tokenizer(
     window = (*pool[0], *pool[1], *pool[2]) if pool is not None else (1, 1, 1, 1, 0, 0)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     options = x, weight, bias, stride, padding, relu, window, compute_dtype(x), keep
-    out = _ConvTokenizer.apply(*options, backend) if torch.is_grad_enabled() else kernels(OP, backend)[0](*options)[0]
+    out = kernels(OP, backend)[0](*options)[0] if only_values() else _ConvTokenizer.apply(*options, backend)
     if tokens:
         return out
     size = _output_size(x.shape[2:], weight.shape[2:], stride, padding)

@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import reference
-from .calls import alike, compute_dtype, draw_seed, expect_first_derivative, kernels
+from .calls import alike, compute_dtype, draw_seed, expect_first_derivative, kernels, one_dtype, only_values
 from .checks import expect_int, expect_optional, expect_tensor
 from .dispatch import choose
 from .layernorm_attention import _check as check_attention
@@ -52,8 +53,8 @@ def encoder(
         eps: of every LayerNorm.
         backend: None (fastest that runs), "fused", or a name of `dispatch.BACKENDS`.
 
-    Returns: (B, N, C) in the dtype of x, before the final LayerNorm. Equal to the loop over the two ops, but for roundings of
-        the residual stream: a fused backend may keep it in float32 between them.
+    Returns: (B, N, C) in the dtype of x, before the final LayerNorm. Equal to the loop over the two ops, but for roundings: a
+        fused backend may keep the residual stream in float32 between them, and without gradients sum in another order.
     Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run;
         RuntimeError for a second derivative of a fused backend.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.1, and its official code.
@@ -69,6 +70,7 @@ def encoder(
         for block in blocks:
             check_attention(x, *block[:5], num_heads, None, mask)
             check_mlp(x, *block[5:], dropout, None, seed, eps)
+        tensors = one_dtype(x, tensors)
     if chosen == "reference":
         return reference.encoder(x, blocks, **options)
     if chosen == "cpu":
@@ -80,7 +82,9 @@ def encoder(
 
 
 def _needs_gradient(x, blocks):
-    return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for block in blocks for t in block))
+    if only_values():
+        return False
+    return forward_ad._current_level >= 0 or x.requires_grad or any(t.requires_grad for block in blocks for t in block)
 
 
 def _loop(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, backend):

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
+from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels, one_dtype
 from .checks import (
     expect_dense,
     expect_int,
@@ -57,8 +57,9 @@ def layernorm_attention(
         )  # fmt: skip
     if seed is None and (attn_dropout > 0.0 or dropout > 0.0):
         seed = draw_seed(x.device)
+    parameters = one_dtype(x, (norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, qkv_bias))
     return _LayerNormAttention.apply(
-        x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, qkv_bias, num_heads, mask,
+        x, *parameters, num_heads, mask,
         attn_dropout, dropout, drop_path_scale, seed, eps, compute_dtype(x), backend, torch.is_grad_enabled(),
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels
+from .calls import compute_dtype, draw_seed, expect_first_derivative, kernels, one_dtype
 from .checks import expect_like, expect_optional, expect_positive, expect_probability, expect_seed, expect_tensor
 from .dispatch import choose
 
@@ -45,8 +45,9 @@ def layernorm_mlp(
         )  # fmt: skip
     if dropout > 0.0 and seed is None:
         seed = draw_seed(x.device)
+    parameters = one_dtype(x, (norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias))
     return _LayerNormMLP.apply(
-        x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+        x, *parameters,
         dropout, drop_path_scale, seed, eps, compute_dtype(x), backend, torch.is_grad_enabled(),
     )  # fmt: skip
 

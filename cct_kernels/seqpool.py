@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import expect_first_derivative, kernels
+from .calls import expect_first_derivative, kernels, only_values
 from .checks import expect_like, expect_optional, expect_positive, expect_tensor, shape_text
 from .dispatch import choose
 
@@ -31,7 +31,7 @@ def seqpool(x, weight, bias=None, *, norm_weight=None, norm_bias=None, eps=1e-5,
     if backend == "reference":
         return reference.seqpool(x, weight, bias, norm_weight=norm_weight, norm_bias=norm_bias, eps=eps)
     weight, norm_weight, norm_bias = (t if t is None else t.to(x.dtype) for t in (weight, norm_weight, norm_bias))
-    if not torch.is_grad_enabled():  # saves the price of an autograd function, which counts for single images
+    if only_values():  # saves the price of an autograd function, which counts for single images
         return kernels(OP, backend)[0](x, weight, norm_weight, norm_bias, eps)[0]
     return _SeqPool.apply(x, weight, bias, norm_weight, norm_bias, eps, backend)
 

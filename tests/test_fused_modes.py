@@ -1,10 +1,13 @@
 """A fused model under the modes of PyTorch: the same numbers, and the gradients that are asked for, no others."""
 
 import copy
+import os
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -89,6 +92,23 @@ def test_one_graph_in_every_mode(mode):
     with mode():
         expected = model(x)
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
+def test_inductor_trains_it_in_one_graph():
+    torch.compiler.reset()
+    model, x = build(), images()
+    expected = gradients(model, x, autocast=True)
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = compiled(x.clone().requires_grad_())
+    F.cross_entropy(out.float(), torch.arange(len(x)) % 5).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            difference = (parameter.grad - expected[name]).norm()
+            assert difference <= 2**-6 * expected[name].norm() + 1e-6, name
+    torch.testing.assert_close(out.detach(), expected["out"], rtol=2**-6, atol=2**-6)
 
 
 class Backwards(TorchDispatchMode):
@@ -208,6 +228,51 @@ def test_a_whole_batch_is_the_sum_of_its_parts():
     plain, fused = accumulated(build(fused=False), images(4)), accumulated(build(), images(4))
     name = "classifier.blocks.0.self_attn.qkv.weight"
     assert_no_worse(name, fused[name], plain[name], exact[name], torch.float32)
+
+
+def test_matrices_in_bfloat16_beside_norms_in_float32():
+    """As some mixed-precision code has it; under autocast."""
+
+    def mixed(fused, x):
+        model = build(fused=fused)
+        for module in model.modules():
+            if not isinstance(module, torch.nn.LayerNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(torch.bfloat16 if parameter.dim() > 1 else torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x)
+        out.float().square().sum().backward()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(x), out.detach(), rtol=2**-6, atol=2**-6)
+        return {"out": out.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+
+    plain, fused = mixed(False, images()), mixed(True, images())
+    assert plain.keys() == fused.keys()
+    for name, value in plain.items():
+        assert fused[name].dtype == value.dtype, name
+        assert (fused[name].float() - value.float()).norm() <= 2**-3 * value.float().norm() + 1e-3, name
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("op", ["conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool", "encoder", "model"])
+def test_forward_mode_is_refused_and_not_zero(op, grad):
+    """By PyTorch itself, with and without the gradients of backward mode."""
+    if op == "model":
+        call, x = build().eval(), images()
+    elif op == "encoder":
+        blocks = [[torch.ones(8), torch.zeros(8), torch.ones(24, 8), torch.ones(8, 8), torch.zeros(8)]]
+        blocks[0] += [torch.ones(8), torch.zeros(8), torch.ones(9, 8), torch.zeros(9), torch.ones(8, 9), torch.zeros(8)]
+        call, x = (lambda x: cct_kernels.encoder(x, blocks, num_heads=2)), torch.randn(1, 4, 8)
+    else:
+        case = cases(op)[1]
+        tensors = make_inputs(case, torch.float32)
+        x = tensors.pop("x")
+        call = lambda x: getattr(cct_kernels, op)(x, **tensors, **case.options)  # noqa: E731
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(RuntimeError, match=r"autograd.Function with functorch transforms"):
+            torch.func.jvp(call, (x,), (torch.ones_like(x),))
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+            call(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
 @pytest.mark.parametrize("op", ["conv_tokenizer", "layernorm_attention", "layernorm_mlp", "seqpool"])

@@ -66,15 +66,19 @@ def layernorm_mlp_case(draw):
 
 
 def encoder_case(draw):
-    heads = draw(st.integers(1, 3))
-    B, N, C = draw(SMALL), draw(SIZES), draw(st.sampled_from([0, 1, 8, 33])) * heads
+    heads, few = draw(st.integers(1, 3)), draw(FLAG)  # few rows for their weights: the kernels take tokens as columns
+    B, N, C = draw(SMALL), draw(SIZES), draw(st.sampled_from([21, 32] if few else [0, 1, 8, 33])) * heads
     shapes = {"x": (B, N, C)} | ({"mask": (B, N)} if draw(FLAG) else {}) | ({"seed": (2,)} if draw(FLAG) else {})
-    return shapes | block_shapes(draw, C), {"num_heads": heads, "attn_dropout": draw(RATES), "dropout": draw(RATES)}
+    return shapes | block_shapes(draw, C, 3000 if few else draw(SIZES)), {
+        "num_heads": heads,
+        "attn_dropout": draw(RATES),
+        "dropout": draw(RATES),
+    }
 
 
-def block_shapes(draw, C):
+def block_shapes(draw, C, F):
     """The tensors of up to two blocks by name, "<block>.<place>.<name>"; `call` puts them together."""
-    F, shapes = draw(SIZES), {}
+    shapes = {}
     sizes = {"norm_weight": (C,), "norm_bias": (C,), "qkv_weight": (3 * C, C), "proj_weight": (C, C), "proj_bias": (C,)}
     sizes |= {"norm1_weight": (C,), "norm1_bias": (C,), "fc1_weight": (F, C), "fc1_bias": (F,)}
     sizes |= {"fc2_weight": (C, F), "fc2_bias": (C,)}
@@ -98,7 +102,7 @@ def compact_transformer_case(draw):
             window = [(3, 3), (2, 2), (1, 1)] if pool[1] == 2 else [(2, 1), (1, 1), (0, 0)]
             tokens = [(t + 2 * p - w) // s + 1 for t, w, s, p in zip(tokens, *window, strict=True)]
     classes, N = draw(SIZES), max(0, tokens[0]) * max(0, tokens[1])
-    shapes |= {"norm_weight": (C,), "norm_bias": (C,), **block_shapes(draw, C)}
+    shapes |= {"norm_weight": (C,), "norm_bias": (C,), **block_shapes(draw, C, draw(SIZES))}
     if kept := draw(FLAG):
         shapes["class_token"] = (1, 1, C)
     if not kept or draw(FLAG):
@@ -228,7 +232,10 @@ JUNK = (None, -1, 0, 3, 2**31, 2**70, 0.5, 2.0, float("nan"), "word", True, (), 
 
 
 def spoilt(draw, value):
-    """A tensor or option turned into something else."""
+    """A tensor, one of a list of them, or an option turned into something else."""
+    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor) and draw(FLAG):
+        i = draw(st.integers(0, len(value) - 1))
+        return [*value[:i], spoilt(draw, value[i]), *value[i + 1 :]]
     if not isinstance(value, torch.Tensor) or draw(st.integers(0, 4)) == 0:
         return draw(st.sampled_from(JUNK))
     kinds = {
@@ -290,6 +297,14 @@ def native_calls():
         "layernorm_mlp": [*mlp, True],
         "seqpool": [*pool, 1e-5],
     }
+    block = [*attention[1:6], *mlp[1:7]]
+    only_forward = {
+        "encoder": [x, block * 2, 2, torch.ones(2, 5).bool(), 1e-5, f32],
+        "compact_transformer": [
+            image, [torch.randn(8, 3, 3, 3)], [None], [1, 1, 0, 0], True, [3, 3, 2, 2, 1, 1], None, torch.randn(1, 4, 8), block,
+            2, v, v, v[None], torch.randn(3, 8), torch.randn(3), 1e-5, f32,
+        ],
+    }  # fmt: skip
     saved = {op: getattr(native, f"{op}_forward")(*arguments) for op, arguments in forward.items()}
     backward = {
         "conv_tokenizer": [saved["conv_tokenizer"][0], image, kernel, saved["conv_tokenizer"][1], *window, [True] * 3],
@@ -297,7 +312,7 @@ def native_calls():
         "layernorm_mlp": [x, *mlp, *saved["layernorm_mlp"][1:], True],
         "seqpool": [saved["seqpool"][0], *pool, *saved["seqpool"][1:]],
     }
-    both = ("forward", forward), ("backward", backward)
+    both = ("forward", forward | only_forward), ("backward", backward)
     return {f"{op}_{way}": arguments for way, calls in both for op, arguments in calls.items()}
 
 

@@ -1,6 +1,6 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in programs without PyTorch (csrc/tests).
 
-Here at the best instruction set of this CPU; `make sanitize` goes through all of them, and through ThreadSanitizer.
+Here at the instruction set that this CPU runs fastest; `make sanitize` goes through all of them, and through ThreadSanitizer.
 """
 
 import os

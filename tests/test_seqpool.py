@@ -169,3 +169,13 @@ def test_a_named_backend_never_falls_back():
         seqpool(x, weight, backend="fused")
     assert seqpool(x, weight).dtype == torch.float64  # None may take plain PyTorch
     assert set(BACKENDS) >= {backend for _, backend in PAIRS}
+
+
+def test_a_score_of_minus_infinity_counts_nothing():
+    """One that overflows: of the first token, and of one among many."""
+    weight = torch.tensor([[-1e10, 0.0]])
+    for at in (0, 200):
+        x = torch.randn(2, 300, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e-9, 1.0])
+        x[:, at, 0] = 1e30
+        torch.testing.assert_close(seqpool(x, weight), seqpool(x, weight, backend="reference"))
+        assert seqpool(x, weight).isfinite().all()

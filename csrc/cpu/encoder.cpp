@@ -31,7 +31,7 @@ struct Layer {
 
   void leave_unpacked(at::TensorList t) {
     AttentionArgs& a = attention.a;
-    attention.wqkv = t[2].contiguous(), attention.wproj = t[3].contiguous();
+    attention.wqkv = t[2].contiguous(), attention.wproj = t[3].contiguous();  // one dtype: AttentionCall, MlpCall
     mlp.w1 = t[7].contiguous(), mlp.w2 = t[9].contiguous();
     a.weight_bf16 = t[2].scalar_type() == at::kBFloat16, mlp.a.weight_bf16 = t[7].scalar_type() == at::kBFloat16;
     point();

@@ -59,7 +59,7 @@ CCT_INLINE float exp_scalar(float x) { return exp(set(x))[0]; }
 // partial = [max, sum of exp, sum of exp * xhat (width)], the online softmax over these tokens.
 template <typename T>
 void forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row) {
-  float running_max = -__builtin_inff(), running_sum = 0.f;
+  float running_max = -3.4028235e38f, running_sum = 0.f;  // finite: a score of -inf counts nothing
   float* acc = partial + 2;
   for (int64_t c = 0; c < a.width; c += kLanes) store(acc + c, Vec{});
   for (int64_t n = n0; n < n1; ++n) {

@@ -81,6 +81,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const uint8_t* keys = s.mask ? reinterpret_cast<const uint8_t*>(mask.data()) : nullptr;
 
   auto encode = [&](bool unpacked) {
+    std::memset(out.data(), 0xff, B * N * C * (bf ? 2 : 4));  // NaN: all of it must be written
     const EncoderArgs args{layers.data(), s.layers, B, set.threads, unpacked, x.data(), out.data(), keys};
     TestThreads threads{set.threads, {}, {}};
     EncoderRun<TestThreads>(args, threads).run();
@@ -121,6 +122,7 @@ void test(const std::string& where, const Setting& set) {
                          {5, 7, 12, 3, 20, 2, true},    // whole images and a shared one
                          {1, 70, 10, 2, 70, 3, false},  // one image, rows among the threads
                          {1, 65, 12, 2, 300, 1, true},  // a second piece of a sum, one column behind whole strips
+                         {1, 65, 48, 2, 80, 1, false},  // and it is a dot product of half a step more
                          {7, 33, 66, 1, 5, 2, true}})
     test_shape(where, set, s);
 }
