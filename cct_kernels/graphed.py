@@ -85,8 +85,10 @@ class Graphed:
 def capture(function, device):
     """(graph, what `function` returned): `graph.replay()` runs the kernels that `function` launched, into the same memory."""
     graph = torch.cuda.CUDAGraph()
+    # Only calls of this thread may spoil it: that of NCCL asks for its events meanwhile.
+    captured = torch.cuda.graph(graph, stream=side_stream(device), capture_error_mode="thread_local")
     try:
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side_stream(device)):
+        with torch.cuda.device(device), captured:
             result = function()
     except RuntimeError as error:
         raise RuntimeError(

@@ -13,6 +13,7 @@ from PIL import Image
 
 import cct.data
 from cct.cli import main
+from cct.data import published
 from cct.models import create_model, pretrained
 from cct.models.checkpoints import load_checkpoint
 from cct.training import run_folder
@@ -97,6 +98,22 @@ except SystemExit as stop:
         (["train", "--data", "cifar"], r"data: got 'cifar', expected one of .*; did you mean 'cifar10'\?"),
         (["train", "--model-kwargs", "dropuot=0"], r"unknown argument 'dropuot' \(did you mean 'dropout'\?\)"),
         (["train", "--model-kwargs", "dropout"], r"--model-kwargs: got 'dropout', expected key=value"),
+        (["train", "--model-kwargs", "a=2026-13-01"], r"--model-kwargs: got 'a=2026-13-01': month must be in 1\.\.12"),
+        (["train", "--model-kwargs", "stride=0"], r"model: stride is 0; expected an int of at least 1"),
+        (["train", "--model-kwargs", "pooling_stride=0"], r"model: pooling_stride is 0; expected an int of at least 1"),
+        (["train", "--model-kwargs", "padding=-1"], r"model: padding is -1; expected an int of at least 0"),
+        (
+            ["train", "--model-kwargs", "pooling_padding=5"],
+            r"pooling_padding is 5; expected at most half of pooling_kernel_size=3",
+        ),
+        (["train", "--model-kwargs", "mlp_ratio=.inf"], r"model: mlp_ratio is inf; expected a positive number"),
+        (["train", "-c", "x" * 300], r"x: cannot be read \(File name too long\)"),
+        (
+            ["train", "--data", "mnist", "--data-dir", "x" * 300],
+            r"x/?.*: cannot be read \(File name too long\); see --data-dir",
+        ),
+        (["train", "--data", "cifar10", "--data-dir", "nowhere", "--aa", "rnd"], r"aa is 'rnd'; expected autoaugment, or rand"),
+        (["train", "--data", "cifar10", "--data-dir", "nowhere", "--model", "cct_2_3x3"], r"unknown model 'cct_2_3x3'"),
         (["train", "nowhere"], r"nowhere: there is no such folder"),
         (["train", "nowhere", "--data", "mnist"], r"DIR 'nowhere' means --data folder"),
         (["train", "-c", "nowhere.yaml"], r"nowhere\.yaml: no such file"),
@@ -191,7 +208,8 @@ def test_eval_of_a_file_that_does_not_say_its_model(tmp_path, photos, capsys, ru
     assert "name it with --model" in fails(capsys, "eval", file, "--data", "folder", "--data-dir", photos)
     words = ["eval", str(file), "--model", "cct_2_3x2"]
     assert "name the data with --data" in fails(capsys, *words)
-    assert "does not say how to prepare images" in fails(capsys, "predict", file, "x.png")
+    assert "does not say which model it holds" in fails(capsys, "predict", file, "x.png")
+    assert "does not say how to prepare images" in fails(capsys, "predict", file, "x.png", "--model", "cct_2_3x2")
     assert main([*words, "--data", "folder", "--data-dir", str(photos)]) == 0
     assert "folder test top-1" in capsys.readouterr().out
 
@@ -204,6 +222,24 @@ def test_eval_of_released_weights_prepares_images_as_the_official_one(tmp_path, 
     monkeypatch.setattr(cct.data, "load", lambda *args, **kwargs: asked.update(kwargs) or real(*args, **kwargs))
     assert main(["eval", str(file), "--model", "cct_2_3x2", "--data", "folder", "--data-dir", str(photos)]) == 0
     assert (asked["crop_pct"], asked["interpolation"]) == (0.5, "bicubic")
+
+
+def test_released_weights_predict_and_explain(tmp_path, photos, monkeypatch, capsys):
+    """Images as in the official evaluation; in the published file classes have names."""
+    monkeypatch.setitem(pretrained.RELEASED, "cct_2_3x2_32", pretrained.Released("official.pth", "cifar10"))
+    model = create_model("cct_2_3x2_32").eval()
+    mean, std, crop = pretrained.PIXELS["cifar10"]
+    image, words = str(photos / "test" / "sky" / "9.png"), ["--model", "cct_2_3x2_32", "--top", "1"]
+    pixels = cct.data.images.load_image(image, {"size": (32, 32), "mean": mean, "std": std, "crop_pct": crop})
+    with torch.inference_mode():
+        probability, index = model(pixels[None]).softmax(1)[0].max(0)
+    for name, expected in ("official.pth", published.CIFAR["cifar10"].classes[index]), ("mine.pth", str(index.item())):
+        torch.save(model.state_dict(), tmp_path / name)
+        assert main(["predict", str(tmp_path / name), image, *words, "--json"]) == 0
+        [top] = json.loads(capsys.readouterr().out)[0]["top"]
+        assert top == {"class": expected, "probability": pytest.approx(probability.item(), rel=1e-4)}
+    assert main(["explain", str(tmp_path / name), image, *words, "--output", str(tmp_path / "maps")]) == 0
+    assert (tmp_path / "maps" / "9-explained.png").stat().st_size > 1000
 
 
 def test_predict(run, photos, capsys):

@@ -177,12 +177,22 @@ def test_keys_of_timm(tmp_path, caplog):
     assert line.startswith(f"{tmp_path / 'a.yaml'}: no effect here: workers (") and "pin_mem (" in line
 
 
+def test_what_timm_writes_down_of_its_own_run(tmp_path):
+    """Its args.yaml has every key, and its flags are text."""
+    text = "dataset: torch/cifar10\ninterpolation: ''\ncrop_pct: null\nlr_cycle_mul: 1.0\nlr_k_decay: 1.0\n"
+    config = resolve({"lr_cycle_limit": "1", "lr_cycle_decay": "0.5", "epoch_repeats": "0."}, write(tmp_path / "a.yaml", text))
+    assert (config.interpolation, config.crop_pct) == ("bicubic", 1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("jsd_loss: true", "jsd_loss: got True, expected nothing or 0: this program cannot do it"),
+        ("lr_cycle_limit: 2", "lr_cycle_limit: got 2, expected 1: this program cannot do it"),
+        ("lr_cycle_decay: '0.7'", "lr_cycle_decay: got '0.7', expected 0.1 or 0.5 or 1: this program cannot do it"),
+        ("epochs: 2026-13-45", r"a.yaml: month must be in 1\.\.12"),
         ("resume: a.pth", "resume: got 'a.pth', .*; use cct train --resume RUN"),
-        ("train_split: all", "train_split: got 'all', expected 'train'"),
+        ("train_split: all", "train_split: got 'all', expected train"),
         ("dataset: cifar10\ndata: cifar10", "dataset: is timm's name of data; give one of them"),
         ("dataset: cifar1O", "data: got 'cifar1o', expected one of .*; did you mean 'cifar10'"),
         ("input_size: [3, 32, 16]", "input_size: got .*, expected 3 numbers"),

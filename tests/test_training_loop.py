@@ -361,6 +361,24 @@ def test_memory_that_runs_out_ends_a_run_that_can_go_on(tmp_path, error, who):
     assert len(resume(folder, {"accumulate_steps": 4}, log=Quiet()).rows) == 1
 
 
+def test_evaluation_fits_where_a_step_of_training_does(tmp_path, monkeypatch):
+    """It takes fewer images with less memory for a step; so its running out is mended by --accumulate-steps too."""
+    sizes, real = [], run_module.evaluate
+
+    def noting(*args, **kwargs):
+        sizes.append(kwargs["batch_size"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "evaluate", noting)
+    for batch_size, pieces in ((512, 1), (64, 1), (64, 4), (1, 1)):
+        folder = tmp_path / f"{batch_size}-{pieces}"
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module.Run, "go", lambda self: self)
+            run = train(configure(folder, epochs=1, batch_size=batch_size, accumulate_steps=pieces), log=Quiet())
+        run.evaluate(run.model)
+    assert sizes == [256, 128, 32, 2]
+
+
 def test_another_error_of_the_runtime_is_ours(tmp_path):
     def fail():
         raise RuntimeError("shapes do not match")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cct.data.published import CIFAR
 from cct.models.checkpoints import load_checkpoint
 from cct.models.pretrained import RELEASED
 from cct.training.config import ConfigError
@@ -11,14 +12,12 @@ from cct.training.setup import choose_device, make_model
 def open_checkpoint(path, model_name=None, *, preprocessing=False):
     """(model in evaluation mode, the configuration beside its weights or {}) of a file, or of the best weights of a run.
 
-    model_name: for files that do not say which model they hold. preprocessing: whether the file must say how to prepare images.
+    model_name: for files that do not say which model they hold. preprocessing: whether it must be known how to prepare images.
     Raises ConfigError or CheckpointError naming the file.
     """
     path = Path(path)
     path = path / "best.safetensors" if path.is_dir() else path
     config = load_checkpoint(path)[1] or {}
-    if preprocessing and "preprocessing" not in config:
-        raise ConfigError(f"{path}: does not say how to prepare images; expected a .safetensors file of `cct train`")
     recorded = config.get("model", {})
     name = model_name or recorded.get("name")
     if name is None:
@@ -26,13 +25,27 @@ def open_checkpoint(path, model_name=None, *, preprocessing=False):
     model = make_model(name, pretrained=str(path), **({} if model_name else recorded.get("kwargs", {})))
     if not hasattr(model, "img_size"):
         raise ConfigError(f"{path}: holds {name}, a text model; this command takes image models")
+    if preprocessing and "preprocessing" not in config:
+        config = {**config, **as_released(path, model)}
+    if preprocessing and "preprocessing" not in config:
+        raise ConfigError(
+            f"{path}: does not say how to prepare images; expected a .safetensors file of `cct train`, or released weights"
+        )
     return model.eval(), config
 
 
-def released_preprocessing(model, data):
-    """How the official evaluation prepares the images of this data set for a model with released weights; {} for others."""
+def as_released(path, model, data=None):
+    """How the images of the released weights of this model are prepared; {} for others, or where these are of other `data`.
+
+    And in the published file the names of the classes, where we have them.
+    """
     released = RELEASED.get(model.config["name"])
-    return model.preprocessing if released is not None and released.data == data else {}
+    if released is None or data not in (None, released.data):
+        return {}
+    known = {key: value for key, value in released.preprocessing.items() if key != "file"}
+    found = {"preprocessing": {**known, "size": list(model.img_size), "channels": model.in_chans}}
+    named = released.data in CIFAR and path.name == released.file
+    return {**found, "classes": list(CIFAR[released.data].classes)} if named else found
 
 
 def open_classifier(args):
@@ -40,5 +53,5 @@ def open_classifier(args):
     if args.top < 1:
         raise ConfigError(f"--top: got {args.top}, expected at least 1")
     device = choose_device(args.device)
-    model, config = open_checkpoint(args.checkpoint, preprocessing=True)
+    model, config = open_checkpoint(args.checkpoint, args.model, preprocessing=True)
     return model.to(device), config, device, config.get("classes") or [str(i) for i in range(model.num_classes)]

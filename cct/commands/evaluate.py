@@ -1,6 +1,7 @@
 """`cct eval`."""
 
 import json
+from pathlib import Path
 
 from .parser import add_command
 
@@ -42,7 +43,7 @@ def run(args):
     from cct.training.metrics import percent
     from cct.training.setup import choose_device
 
-    from .checkpoint import open_checkpoint, released_preprocessing
+    from .checkpoint import as_released, open_checkpoint
 
     amp, tta = coerce("amp", args.amp), coerce("tta", args.tta)
     device = choose_device(args.device)
@@ -52,7 +53,7 @@ def run(args):
     name = args.data or config.get("data", {}).get("name")
     if name is None:
         raise ConfigError(f"{args.checkpoint}: does not say what it was trained on; name the data with --data")
-    spec = config.get("preprocessing") or released_preprocessing(model, name)
+    spec = config.get("preprocessing") or as_released(Path(args.checkpoint), model, name).get("preprocessing", {})
     data_dir = args.data_dir if args.data_dir or args.data else _data_dir(args.checkpoint)
     how = {key: spec[key] for key in ("interpolation", "crop_pct") if key in spec}
     size = tuple(spec.get("size", model.img_size)) if args.img_size is None else (args.img_size, args.img_size)
@@ -88,8 +89,6 @@ def _resize(model, size):
 
 def _data_dir(run):
     """Where the data of the run in this folder lie, or None."""
-    from pathlib import Path
-
     from cct.training.config import read_yaml
 
     file = Path(run) / "config.yaml"

@@ -16,10 +16,11 @@ has no SeqPool: the attention of that token in the last block stands in its plac
 def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "explain", run, "draw what a model looks at in images", EPILOG)
-    parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors file, or a run folder (its best weights)")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors or .pth file, or a run folder (its best weights)")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--output", metavar="DIR", default=".", help="folder for the PNG files (this one)")
     parser.add_argument("--top", metavar="K", type=int, default=5, help="how many classes to show (5)")
+    parser.add_argument("--model", metavar="NAME", help="model name, for files that do not say it: official ones")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (auto)")
 
 
@@ -44,7 +45,7 @@ def run(args):
                 heats = {title: heat[0] for title, heat in heat_maps(model, batch).items()}
             classes = [(names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
             sizes = ["x".join(map(str, size)) for size in (model.img_size, model.grid_size)]
-            note = f"{config['model']['name']}, {sizes[0]} pixels, {sizes[1]} tokens"
+            note = f"{model.config['name']}, {sizes[0]} pixels, {sizes[1]} tokens"
             draw_explanation(folder / name, pixels, heats, classes, title=path.rpartition("/")[2], note=note)
             print(f"{path}: {classes[0][0]} {100 * classes[0][1]:.2f} %, {folder / name}")
 

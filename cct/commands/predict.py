@@ -9,17 +9,20 @@ examples:
   cct predict runs/digits-cct_2_3x2-2026-01-31-1 seven.png
   cct predict best.safetensors photos/*.jpg --top 3
   cct predict best.safetensors cat.png --json
+  cct predict official.pth cat.png --model cct_7_3x1_32
 
-The image is resized and normalised as the checkpoint says that its training images were.
+The image is resized and normalised as the checkpoint says that its training images were; for an official one, as those of the
+weights that were released under the name of the model.
 """
 
 
 def add(subparsers):
     """Declare the sub-command."""
     parser = add_command(subparsers, "predict", run, "print the most probable classes of images", EPILOG)
-    parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors file, or a run folder (its best weights)")
+    parser.add_argument("checkpoint", metavar="CKPT", help="a .safetensors or .pth file, or a run folder (its best weights)")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--top", metavar="K", type=int, default=5, help="how many classes to print (5)")
+    parser.add_argument("--model", metavar="NAME", help="model name, for files that do not say it: official ones")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -51,6 +51,11 @@ class Job:
         begun = run_folder.has_state(self.folder)
         return f"epoch {epochs} of {self.record['planned']}" if begun else "not begun"
 
+    def save(self):
+        """Write the record; RunError when the disk is full."""
+        with run_folder.saving(self.folder.parent):
+            write_json(self.record_path, self.record)
+
     def argv(self):
         """The command line that begins the run or goes on with it."""
         start = [sys.executable, "-m", "cct", "train"]
@@ -121,7 +126,7 @@ class Runs:
         if run_folder.has_state(job.folder):
             job.record |= _told(job)
         job.record["finished"] = exit_code == 0
-        write_json(job.record_path, job.record)
+        job.save()
         if exit_code and not stopped:
             print(f"{job.recipe}, seed {job.record['seed']}: failed with exit code {exit_code}, see above", file=sys.stderr)
             return 1
@@ -139,7 +144,7 @@ class Runs:
                 return int(interrupt.signal is None)
             job.record["at"][str(size)] = 100 * json.loads(done.stdout)["top1"]
             print(f"{job.recipe}, seed {job.record['seed']}: at {size} pixels top-1 {job.record['at'][str(size)]:.2f} %")
-            write_json(job.record_path, job.record)
+            job.save()
         return 0
 
     def _wait(self, argv, interrupt):

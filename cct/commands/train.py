@@ -112,7 +112,7 @@ def _pair(text):
         raise ConfigError(f"--model-kwargs: got {text!r}, expected key=value, such as positional_embedding=sine")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--model-kwargs: got {text!r}: {getattr(error, 'problem', error)}") from None
 
 

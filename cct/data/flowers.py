@@ -51,7 +51,7 @@ def load(name: str, roots, reading: Reading, download: bool = True) -> DataSet:
 
 
 def _places(roots):
-    return (root / folder for root in roots for folder in ("", *FLOWERS.folders))
+    return (root / folder for root in roots for folder in (*FLOWERS.folders, ""))  # others have a jpg/ too
 
 
 def _find(roots, file):

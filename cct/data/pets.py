@@ -54,7 +54,7 @@ _KINDS = ("annotations", "images")
 
 
 def _places(roots):
-    return (root / folder for root in roots for folder in ("", *PETS.folders))
+    return (root / folder for root in roots for folder in (*PETS.folders, ""))  # others have annotations/ too
 
 
 def _forms(place, kind):

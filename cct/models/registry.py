@@ -98,6 +98,16 @@ def list_models(pattern=None):
     return sorted(name for name in MODELS if pattern is None or fnmatch.fnmatchcase(name, pattern))
 
 
+def find(name):
+    """The `Entry` of a name. Raises ValueError naming the nearest one when there is none."""
+    entry = MODELS.get(name) or CLASSES.get(name)
+    if entry is None:
+        raise ValueError(
+            f"create_model: unknown model {name!r}{nearest(name, MODELS)}; cct.models.list_models() names them all"
+        )
+    return entry
+
+
 def create_model(
     name, *, pretrained=False, num_classes=None, img_size=None, in_chans=None, fused=True, progress=True, **kwargs
 ):  # fmt: skip
@@ -115,11 +125,7 @@ def create_model(
 
     Raises: ValueError for an unknown name, TypeError for an unknown argument, CheckpointError for weights that do not load.
     """
-    entry = MODELS.get(name) or CLASSES.get(name)
-    if entry is None:
-        raise ValueError(
-            f"create_model: unknown model {name!r}{nearest(name, MODELS)}; cct.models.list_models() names them all"
-        )
+    entry = find(name)
     sizes = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
     given = official(entry.cls, {**kwargs, **{k: v for k, v in sizes.items() if v is not None}})
     weights = config = None

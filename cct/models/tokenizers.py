@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cct_kernels import conv_tokenizer
-from cct_kernels.checks import expect_int
+from cct_kernels.checks import expect_int, pair
 
 
 class ConvStages(nn.Module):
@@ -54,6 +54,7 @@ class ConvTokenizer(ConvStages):
     def __init__(self, in_chans, dim, kernel_size, stride=None, padding=None, n_conv_layers=1, pool=(3, 2, 1)):
         _check(n_input_channels=in_chans, embedding_dim=dim, kernel_size=kernel_size, n_conv_layers=n_conv_layers)
         stride, padding = _strides(kernel_size, stride, padding)
+        _check_windows(stride, padding, pool)
         channels = [in_chans, *[64] * (n_conv_layers - 1), dim]
         convs = [nn.Conv2d(a, b, kernel_size, stride, padding, bias=False) for a, b in itertools.pairwise(channels)]
         super().__init__(convs, nested=True, relu=True, pool=pool)
@@ -85,6 +86,7 @@ class TextTokenizer(ConvStages):
     def __init__(self, word_dim, dim, kernel_size, stride=None, padding=None, pool=None):
         _check(word_embedding_dim=word_dim, embedding_dim=dim, kernel_size=kernel_size)
         stride, padding = _strides(kernel_size, stride, padding)
+        _check_windows(stride, padding, pool)
         conv = nn.Conv2d(1, dim, (kernel_size, word_dim), (stride, 1), (padding, 0), bias=False)
         along_words = pool and tuple(zip(pool, (1, 1, 0), strict=True))
         super().__init__([conv], nested=False, relu=pool is not None, pool=along_words)
@@ -109,6 +111,19 @@ class TextTokenizer(ConvStages):
 def _check(**sizes):
     for name, value in sizes.items():
         expect_int("model", name, value, 1)
+
+
+def _check_windows(stride, padding, pool):
+    """Of the convolution and of the pooling; each an int or a pair."""
+    given = [("stride", stride, 1), ("padding", padding, 0)]
+    if pool is not None:
+        names = ("pooling_kernel_size", "pooling_stride", "pooling_padding")
+        given += zip(names, pool, (1, 1, 0), strict=True)
+    for name, value, least in given:
+        for one in pair("model", name, value, least):
+            expect_int("model", name, one, least)
+    if pool is not None and any(2 * p > k for k, p in zip(_pair(pool[0]), _pair(pool[2]), strict=True)):
+        raise ValueError(f"model: pooling_padding is {pool[2]}; expected at most half of pooling_kernel_size={pool[0]}")
 
 
 def _strides(kernel, stride, padding):

@@ -45,7 +45,7 @@ def names(pattern=None):
 def path(name):
     """The file of a recipe. Raises ConfigError naming the nearest recipe when there is none of that name."""
     file = FOLDER / (name + SUFFIX)
-    if "/" in name or not file.is_file():
+    if "/" in name or len(name) > 100 or not file.is_file():
         raise ConfigError(f"there is no recipe {name!r}{nearest(name, names())}; `cct recipes` lists them")
     return file
 
@@ -53,7 +53,11 @@ def path(name):
 def find(name_or_file):
     """The file that `-c` means: a file that exists, else the recipe of that name."""
     file = Path(name_or_file)
-    if file.is_file() or file.suffix in (".yaml", ".yml") or len(file.parts) > 1:
+    try:
+        there = file.is_file()
+    except OSError as error:  # too long, or in a folder that cannot be read
+        raise ConfigError(f"{name_or_file}: cannot be read ({error.strerror})") from None
+    if there or file.suffix in (".yaml", ".yml") or len(file.parts) > 1:
         return file
     return path(name_or_file)
 

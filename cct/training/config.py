@@ -210,6 +210,8 @@ def coerce(name, value):
         value = ",".join(f"{epoch}={side}" for epoch, side in value.items())
     elif name == "color_jitter" and value is None:
         value = 0.0
+    elif name in ("interpolation", "crop_pct") and value in (None, ""):  # as timm writes down what was left to it
+        value = FIELDS[name].default
     if name == "progressive":
         sizes.parse(value)
     value = convert(name, value, KINDS[name], FIELDS[name].metadata)

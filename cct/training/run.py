@@ -229,9 +229,10 @@ class Run:
     def evaluate(self, model, split=None):
         """`evaluate` on the held-out split, or another one, as this run is set up."""
         split = self.held_out if split is None else split
+        piece = self.config.batch_size // (self.workers.count * self.config.accumulate_steps)
         return evaluate(
             model, split, mean=self.data.mean, std=self.data.std, device=self.device, amp=self.config.amp, tta=self.config.tta,
-            workers=self.workers,
+            workers=self.workers, batch_size=min(256, 2 * piece),  # without gradients they need less than a step of training
         )  # fmt: skip
 
     # Saving

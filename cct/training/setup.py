@@ -12,6 +12,7 @@ from cct.data.streamed import StreamedSplit
 from cct.models import create_model
 from cct.models.complexity import count_macs, count_parameters
 from cct.models.pretrained import resolve as resolve_weights
+from cct.models.registry import find
 
 from . import sizes
 from .config import Config, ConfigError
@@ -52,6 +53,7 @@ def prepare(config, workers=None, *, pretrained=True):
             f"batch_size: {config.batch_size} images cannot be cut into {workers.count} x {config.accumulate_steps} pieces "
             "(processes x accumulate_steps); raise --batch-size, which counts all processes together"
         )
+    _check_before_loading(config)
     device = choose_device(config.device, workers)
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current one
@@ -115,6 +117,15 @@ def make_model(name, **kwargs):
         return create_model(name, **kwargs)
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
+
+
+def _check_before_loading(config):
+    """What needs no data to be wrong, before any are downloaded."""
+    try:
+        find(config.model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    make_augment(dataclasses.replace(config, crop_padding=config.crop_padding or 0, flip=bool(config.flip)))
 
 
 def _accept_sizes(model, config):

@@ -13,8 +13,8 @@ NO_EFFECT = {
     "recovery_interval": "see save_seconds",
     "checkpoint_hist": "the best and the last weights are kept",
     "save_images": "see `cct data show`",
-    "validation_batch_size": "evaluation takes 256 images at a time",
-    "validation_batch_size_multiplier": "evaluation takes 256 images at a time",
+    "validation_batch_size": "evaluation takes twice the images of a training step, at most 256",
+    "validation_batch_size_multiplier": "evaluation takes twice the images of a training step, at most 256",
     "eval_metric": "the best epoch is the one of the best top-1",
     "experiment": "see output",
     "log_wandb": "logs are CSV and JSON files",
@@ -119,8 +119,8 @@ def translate(values):
             del values[name]
         elif name in ONLY:
             got = values.pop(name)
-            if not any((got == one and type(got) is not bool) or got is one for one in ONLY[name]):
-                expected = repr(ONLY[name][0]) if ONLY[name] is not _OFF else "nothing or 0"
+            if not any(_is(got, one) for one in ONLY[name]):
+                expected = "nothing or 0" if ONLY[name] is _OFF else " or ".join(_texts(ONLY[name]))
                 instead = f"; use {_INSTEAD[name]}" if name in _INSTEAD else ""
                 raise ConfigError(f"{name}: got {got!r}, expected {expected}: this program cannot do it{instead}")
     if "dataset" in values:
@@ -133,6 +133,20 @@ def translate(values):
         values["img_size"] = _side(values["input_size"], values)
     values.pop("input_size", None)
     return values, ignored
+
+
+def _texts(values):
+    return dict.fromkeys(f"{one:g}" if isinstance(one, float) else str(one) for one in values if one not in (None, ""))
+
+
+def _is(got, value):
+    """Whether `got`, of a YAML file or the text of a flag, is this value of timm."""
+    if isinstance(got, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(got) == value
+        except ValueError:
+            return False
+    return got is value or (got == value and type(got) is not bool)
 
 
 def _data_name(text, values):
