@@ -22,9 +22,14 @@ def expect_first_derivative(op):
         raise RuntimeError(f"{op}: the kernels have no second derivative; use backend='reference', or a model with fused=False")
 
 
+def in_forward_mode():
+    """Whether derivatives are carried forward here (torch.func.jvp), which the kernels have none of."""
+    return forward_ad._current_level >= 0
+
+
 def only_values():
-    """Whether nothing is differentiated here, neither backward nor forward (torch.func.jvp): a kernel may run bare."""
-    return not torch.is_grad_enabled() and forward_ad._current_level < 0
+    """Whether nothing is differentiated here, neither backward nor forward: a kernel may run bare."""
+    return not torch.is_grad_enabled() and not in_forward_mode()
 
 
 def one_dtype(x, tensors):

@@ -3,7 +3,7 @@
 import torch
 
 from . import reference
-from .calls import compute_dtype, expect_first_derivative, kernels, only_values
+from .calls import compute_dtype, expect_first_derivative, kernels, one_dtype, only_values
 from .checks import expect_bool, expect_like, expect_optional, expect_tensor, pair, shape_text
 from .dispatch import choose
 
@@ -45,6 +45,7 @@ def conv_tokenizer(
     backend = _choose(x, pool, backend)
     if backend == "reference":
         return reference.conv_tokenizer(x, weight, bias, stride=stride, padding=padding, relu=relu, pool=pool, tokens=tokens)
+    weight, bias = one_dtype(x, (weight, bias))
     window = (*pool[0], *pool[1], *pool[2]) if pool is not None else (1, 1, 1, 1, 0, 0)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     options = x, weight, bias, stride, padding, relu, window, compute_dtype(x), keep

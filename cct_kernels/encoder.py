@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
 from . import reference
-from .calls import alike, compute_dtype, draw_seed, expect_first_derivative, kernels, one_dtype, only_values
+from .calls import alike, compute_dtype, draw_seed, expect_first_derivative, in_forward_mode, kernels, one_dtype, only_values
 from .checks import expect_int, expect_optional, expect_tensor
 from .dispatch import choose
 from .layernorm_attention import _check as check_attention
@@ -84,7 +83,7 @@ def encoder(
 def _needs_gradient(x, blocks):
     if only_values():
         return False
-    return forward_ad._current_level >= 0 or x.requires_grad or any(t.requires_grad for block in blocks for t in block)
+    return in_forward_mode() or x.requires_grad or any(t.requires_grad for block in blocks for t in block)
 
 
 def _loop(x, blocks, *, num_heads, mask, attn_dropout, dropout, drop_path_scales, seed, eps, backend):

@@ -85,7 +85,7 @@ class Graphed:
 def capture(function, device):
     """(graph, what `function` returned): `graph.replay()` runs the kernels that `function` launched, into the same memory."""
     graph = torch.cuda.CUDAGraph()
-    # Only calls of this thread may spoil it: that of NCCL asks for its events meanwhile.
+    # thread_local: calls of other threads do not spoil the capture, such as those of the one that watches NCCL.
     captured = torch.cuda.graph(graph, stream=side_stream(device), capture_error_mode="thread_local")
     try:
         with torch.cuda.device(device), captured:

@@ -106,7 +106,7 @@ except SystemExit as stop:
             ["train", "--model-kwargs", "pooling_padding=5"],
             r"pooling_padding is 5; expected at most half of pooling_kernel_size=3",
         ),
-        (["train", "--model-kwargs", "mlp_ratio=.inf"], r"model: mlp_ratio is inf; expected a positive number"),
+        (["train", "--model-kwargs", "mlp_ratio=.inf"], r"model: mlp_ratio is inf; expected a number that gives 1 to 2"),
         (["train", "-c", "x" * 300], r"x: cannot be read \(File name too long\)"),
         (
             ["train", "--data", "mnist", "--data-dir", "x" * 300],

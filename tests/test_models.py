@@ -133,7 +133,7 @@ def test_unknown_arguments_are_refused_with_the_nearest_name():
         ("num_heads", 3, "num_heads is 3; expected a divisor of embedding_dim=8"),
         ("num_layers", 0, "num_layers is 0; expected an int of at least 1"),
         ("num_classes", -1, "num_classes is -1; expected an int of at least 0"),
-        ("mlp_ratio", 0, "mlp_ratio is 0; expected a positive number"),
+        ("mlp_ratio", 0, "mlp_ratio is 0; expected a number that gives 1 to"),
         ("dropout", 1.0, "dropout is 1.0; expected a number p"),
         ("stochastic_depth", -0.1, "stochastic_depth is -0.1; expected a number p"),
         ("positional_embedding", "cosine", "'cosine'; expected one of learnable, sine, none"),

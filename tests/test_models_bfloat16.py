@@ -1,7 +1,7 @@
 """The models of the fixtures in bfloat16, and in float32 under autocast: logits and every gradient by the numerics rule.
 
 PyTorch's own numbers come from a process in which its libraries keep to AVX-512: its bfloat16 convolution by AMX has given NaN
-for zeros, and a backward pass of it a crash.
+for zeros, and a backward pass of it a crash (2.13.0, November 2026).
 """
 
 import os

@@ -51,7 +51,7 @@ def test_an_unknown_level_is_named():
 
 
 def asks_for_tiles():
-    """Whether Linux lets this process use them; some sandboxes do not (arch_prctl, ARCH_REQ_XCOMP_PERM, the tile data)."""
+    """Whether Linux lets this process use them; some containers do not (arch_prctl, ARCH_REQ_XCOMP_PERM, the tile data)."""
     return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 
 

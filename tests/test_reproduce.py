@@ -165,25 +165,25 @@ def test_evaluation_at_other_sizes(folder, monkeypatch, capfd):
 
 def test_run_stop_and_go_on(folder, capfd):
     """One recipe, really trained in a process of its own; then nothing to do; then a part of it again."""
-    words = ["reproduce", "2", "--row", "CCT-7/3x1, 1500", "--set", "lr=1e-3"]
+    words = ["reproduce", "2", "--row", "CCT-7/3x1, 1500", "--set", "lr=2e-3"]
     assert main(words) == 0
     out, err = capfd.readouterr()
-    assert "epoch 2/2" in out and "done, lr=0.001" in out, err
-    path = folder / "results" / "runs" / "tiny-lr=0.001" / "seed-42.json"
+    assert "epoch 2/2" in out and "done, lr=0.002" in out, err
+    path = folder / "results" / "runs" / "tiny-lr=0.002" / "seed-42.json"
     record = json.loads(path.read_text())
-    assert record["command"] == "cct train -c tiny --seed 42 --lr 0.001"
+    assert record["command"] == "cct train -c tiny --seed 42 --lr 0.002"
     assert record["finished"] and record["planned"] == record["epochs"] == 2 and "1 thread" in record["sessions"][0]["machine"]
     other, ours = rows_of(folder)
     assert (other["row"], other["state"], other["last"]) == ("CCT-7/3x1, 300 epochs", "not run", "")
-    assert ours["last"] == f"{record['last']:.2f}" and ours["paper"] == "98.50" and ours["changes"] == "lr=0.001"
-    metrics = folder / "runs" / "reproduce" / "tiny-lr=0.001" / "seed-42" / "metrics.csv"
+    assert ours["last"] == f"{record['last']:.2f}" and ours["paper"] == "98.50" and ours["changes"] == "lr=0.002"
+    metrics = folder / "runs" / "reproduce" / "tiny-lr=0.002" / "seed-42" / "metrics.csv"
     assert path.with_suffix(".csv").read_bytes() == metrics.read_bytes()
     assert float(ours["last"]) == pytest.approx(100 * read_metrics(metrics)[-1]["test_top1"], abs=0.005)
 
     before = metrics.stat().st_mtime_ns
     assert main(words) == 0 and metrics.stat().st_mtime_ns == before and "epoch 2/2" not in capfd.readouterr().out
 
-    kept = folder / "runs" / "reproduce" / "tiny-lr=0.001" / "seed-42.json"
+    kept = folder / "runs" / "reproduce" / "tiny-lr=0.002" / "seed-42.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "finished": False}))
     assert main([*words, "--dry-run"]) == 0 and "epoch 2 of 2" in capfd.readouterr().out
     assert main(words) == 0
@@ -242,21 +242,45 @@ def test_a_run_does_not_go_on_under_another_recipe(folder, capfd):
 
 def test_a_finished_run_is_of_the_recipe_it_had(folder, capfd):
     """The recipe changes under it: nothing is published for the new one, and the tables say what the old one had."""
-    words = ["reproduce", "2", "--set", "lr=1e-3"]
+    words = ["reproduce", "2", "--set", "lr=2e-3"]
     assert main(words) == 0
-    path = folder / "results" / "runs" / "tiny-lr=0.001" / "seed-42.json"
+    path = folder / "results" / "runs" / "tiny-lr=0.002" / "seed-42.json"
     before = path.read_bytes()
     assert json.loads(before)["settings"]["epochs"] == 2 and "data_dir" not in json.loads(before)["settings"]
-    assert [row["changes"] for row in rows_of(folder)] == ["lr=0.001"] * 2
+    assert [row["changes"] for row in rows_of(folder)] == ["lr=0.002"] * 2
     recipes.path("tiny").write_text(TINY.replace("epochs: 2", "epochs: 3"))
     recipes.read.cache_clear()
     capfd.readouterr()
     assert main(words) == 2 and path.read_bytes() == before
     assert "seed-42: was begun with epochs 2, but tiny says 3; choose another --runs" in capfd.readouterr().err
-    [row] = [row for row in rows_of(folder) if row["recipe"] == "tiny"]
-    assert row["changes"] == "lr=0.001 epochs=2" and row["command"] == "cct train -c tiny --seed 42 --lr 0.001 --epochs 2"
+    assert main([*words, "--dry-run"]) == 0 and "cannot go on" in capfd.readouterr().out
+
+    def published():
+        [row] = [row for row in rows_of(folder) if row["recipe"] == "tiny"]
+        return row["changes"], row["command"]
+
+    command = "cct train -c tiny --seed 42 --lr 0.002"
+    assert published() == ("epochs=2 lr=0.002", command + " --epochs 2")
     assert main(["report", "--output", str(folder / "report")]) == 0
-    assert "lr=0.001 epochs=2" in (folder / "report" / "report.md").read_text()
+    assert "epochs=2 lr=0.002" in (folder / "report" / "report.md").read_text()
+
+    def recipe(text):
+        recipes.path("tiny").write_text(text)
+        recipes.read.cache_clear()
+        reproduce._write_tables(folder / "results", "2")
+        return published()
+
+    assert recipe(TINY + "lr: 2e-3\n") == ("", command)  # adopted
+    assert recipe(TINY + "crop_padding: 0\nflip: false\n") == ("lr=0.002", command)  # as the data have it anyway
+    assert recipe(TINY + "scale: [0.5, 1]\n") == ("lr=0.002 scale=", command)  # which no flag takes away
+
+
+def test_a_seed_counts_once():
+    """One run by --set, and one from when the recipe said the same."""
+    cells = [recipes.Cell("a", "2", "CCT-7/3x1, 300 epochs", "cifar10", "top1", 96.53)]
+    runs = [run_of("a", 42, 96.0), run_of("a", 42, 95.0, finished=False, epochs=5), run_of("a", 43, 97.0)]
+    [row] = results.table_rows("2", cells, runs)
+    assert (row["seeds"], row["last"]) == ("42 43", "96.50")
 
 
 def test_a_run_that_was_removed_begins_anew(folder, monkeypatch):
@@ -269,7 +293,7 @@ def test_a_run_that_was_removed_begins_anew(folder, monkeypatch):
         results.write_json(job.record_path, {**old, "finished": finished})
         again = runs.job("tiny", 0)
         assert (again.record["sessions"], again.record["at"], again.begun) == ([], {}, {}) and not again.record["finished"]
-        assert runs._difference(again) is None
+        assert runs.difference(again) is None
 
 
 def test_changes_that_name_a_path_make_one_folder(folder, monkeypatch):
@@ -287,8 +311,8 @@ def test_what_cannot_be_taken_away():
 
 
 def test_changes_in_any_order_are_the_same_runs():
-    assert reproduce._changes(["lr=1e-3", "epochs=1"]) == {"epochs": 1, "lr": 1e-3}
-    assert list(reproduce._changes(["lr=1e-3", "epochs=1"])) == ["epochs", "lr"]
+    assert reproduce._changes(["lr=2e-3", "epochs=1"]) == {"epochs": 1, "lr": 2e-3}
+    assert list(reproduce._changes(["lr=2e-3", "epochs=1"])) == ["epochs", "lr"]
 
 
 def test_a_change_may_take_a_value_away(folder, monkeypatch):

@@ -108,6 +108,16 @@ def test_seqpool_one_program_an_image(monkeypatch):
         compare(case, torch.float32, on_triton("seqpool"))
 
 
+def test_seqpool_takes_scores_of_minus_infinity():
+    """All of the first block's, or of a split's."""
+    x = torch.randn(1, 140, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([1e-9, 1.0])
+    x[:, :100, 0] = 1e30
+    weight = torch.tensor([[-1e10, 0.0]])
+    expected = cct_kernels.seqpool(x, weight, backend="reference")
+    torch.testing.assert_close(on_triton("seqpool")(x=x, weight=weight), expected)
+    assert expected.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["B2_5x19x23_C70_k5x3", "B2_4x11x13_C33_k3_norelu"])
 def test_conv_tokenizer_of_long_products(name, monkeypatch):
     """Pooling in a kernel of its own, and dx some images at a time, as for the large kernels of CCT-14."""

@@ -1,10 +1,11 @@
 """A checkpoint from the command line: a .safetensors of ours, an official .pth, or a run folder."""
 
+import sys
 from pathlib import Path
 
 from cct.data.published import CIFAR
 from cct.models.checkpoints import load_checkpoint
-from cct.models.pretrained import RELEASED
+from cct.models.pretrained import OTHER_FILES, RELEASED
 from cct.training.config import ConfigError
 from cct.training.setup import choose_device, make_model
 
@@ -26,26 +27,36 @@ def open_checkpoint(path, model_name=None, *, preprocessing=False):
     if not hasattr(model, "img_size"):
         raise ConfigError(f"{path}: holds {name}, a text model; this command takes image models")
     if preprocessing and "preprocessing" not in config:
-        config = {**config, **as_released(path, model)}
-    if preprocessing and "preprocessing" not in config:
-        raise ConfigError(
-            f"{path}: does not say how to prepare images; expected a .safetensors file of `cct train`, or released weights"
-        )
+        config = {**config, **as_released(model)}
+        if "preprocessing" not in config:
+            raise ConfigError(
+                f"{path}: does not say how to prepare images; expected a .safetensors file of `cct train`, or a model with "
+                "released weights"
+            )
+        if not is_released(path, model):
+            print(f"{path}: images are prepared as for the released weights of {name}; it says nothing", file=sys.stderr)
+        elif released_data(model) in CIFAR:
+            config["classes"] = list(CIFAR[released_data(model)].classes)
     return model.eval(), config
 
 
-def as_released(path, model, data=None):
-    """How the images of the released weights of this model are prepared; {} for others, or where these are of other `data`.
-
-    And in the published file the names of the classes, where we have them.
-    """
+def released_data(model):
+    """The data of the released weights of this model; None where none were released."""
     released = RELEASED.get(model.config["name"])
-    if released is None or data not in (None, released.data):
+    return None if released is None else released.data
+
+
+def is_released(path, model):
+    """Whether the file has the name of released weights of this data."""
+    return path.name in [r.file for r in (*RELEASED.values(), *OTHER_FILES) if r.data == released_data(model)]
+
+
+def as_released(model):
+    """{"preprocessing": how the official evaluation prepares images} for a model with released weights, else {}."""
+    if released_data(model) is None:
         return {}
-    known = {key: value for key, value in released.preprocessing.items() if key != "file"}
-    found = {"preprocessing": {**known, "size": list(model.img_size), "channels": model.in_chans}}
-    named = released.data in CIFAR and path.name == released.file
-    return {**found, "classes": list(CIFAR[released.data].classes)} if named else found
+    known = {key: value for key, value in model.preprocessing.items() if key != "file"}
+    return {"preprocessing": {**known, "size": list(model.img_size), "channels": model.in_chans}}
 
 
 def open_classifier(args):

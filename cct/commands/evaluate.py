@@ -43,7 +43,7 @@ def run(args):
     from cct.training.metrics import percent
     from cct.training.setup import choose_device
 
-    from .checkpoint import as_released, open_checkpoint
+    from .checkpoint import as_released, open_checkpoint, released_data
 
     amp, tta = coerce("amp", args.amp), coerce("tta", args.tta)
     device = choose_device(args.device)
@@ -53,7 +53,7 @@ def run(args):
     name = args.data or config.get("data", {}).get("name")
     if name is None:
         raise ConfigError(f"{args.checkpoint}: does not say what it was trained on; name the data with --data")
-    spec = config.get("preprocessing") or as_released(Path(args.checkpoint), model, name).get("preprocessing", {})
+    spec = config.get("preprocessing") or (as_released(model)["preprocessing"] if released_data(model) == name else {})
     data_dir = args.data_dir if args.data_dir or args.data else _data_dir(args.checkpoint)
     how = {key: spec[key] for key in ("interpolation", "crop_pct") if key in spec}
     size = tuple(spec.get("size", model.img_size)) if args.img_size is None else (args.img_size, args.img_size)

@@ -44,7 +44,7 @@ def run(args):
 
     from cct.training.run_folder import RunError
 
-    from .checkpoint import as_released, open_checkpoint
+    from .checkpoint import as_released, is_released, open_checkpoint
     from .output import writing_to
 
     suffix, packages, write, read = FORMATS[args.to]
@@ -52,7 +52,8 @@ def run(args):
     target = _target(args, suffix)
     model, config = open_checkpoint(args.checkpoint, args.model)
     model.fused = False
-    config = {**as_released(Path(args.checkpoint), model), **config}
+    if is_released(Path(args.checkpoint), model):
+        config = {**as_released(model), **config}
     facts = {"model": model.config, **{key: config[key] for key in ("preprocessing", "classes") if config.get(key)}}
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
     shape = (model.in_chans, *model.img_size)

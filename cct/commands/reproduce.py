@@ -57,7 +57,7 @@ def run(args):
     jobs = [runs.job(recipe, n, sizes[recipe]) for n in range(_seeds(args)) for recipe in sizes]
     with writing_to(args.results, "--results") if not args.dry_run else _nothing():
         if args.dry_run:
-            _show_jobs(table, cells, jobs)
+            _show_jobs(table, cells, jobs, runs)
             return 0
 
         def publish(job):
@@ -160,13 +160,14 @@ def _list_tables(args):
     _print("`cct reproduce TABLE --dry-run` says what a table takes; numbers that are printed only are of other models")
 
 
-def _show_jobs(table, cells, jobs):
+def _show_jobs(table, cells, jobs, runs):
     from cct.reports import paper
 
     _print(f"{paper.title(table)}: {_count(len(cells), 'number')} of {_count(len({job.recipe for job in jobs}), 'recipe')}")
     for job in jobs:
         given = ", ".join(f"{cell.row} {cell.dataset} {_paper(cell)}" for cell in cells if cell.recipe == job.recipe)
-        _print(f"{job.state():<18} {given}\n{'':<18} {job.command}")
+        difference = runs.difference(job)
+        _print(f"{'cannot go on' if difference else job.state():<18} {given}\n{'':<18} {difference or job.command}")
 
 
 def _show_table(table, cells, folder):

@@ -100,7 +100,7 @@ class Runs:
         code = 0
         with Interrupt() as interrupt:
             for job in jobs:
-                if difference := self._difference(job):
+                if difference := self.difference(job):
                     print(difference, file=sys.stderr)
                     code = max(code, 2)
                     continue
@@ -163,7 +163,7 @@ class Runs:
             process.kill()
             raise
 
-    def _difference(self, job):
+    def difference(self, job):
         """Why the run that was begun is not that of the recipe: it says something else now. None when it is."""
         then = job.begun
         try:

@@ -52,7 +52,7 @@ def load(
     try:
         data = _read(name, data_dir, reading, download)
     except OSError as error:  # not allowed to look into a folder, or a name that is too long
-        raise DataError(f"{error.filename or data_dir}: cannot be read ({error.strerror}); see --data-dir") from None
+        raise DataError(f"{error.filename or data_dir}: cannot be read ({error.strerror or error}); see --data-dir") from None
     if isinstance(val_split, str):
         data = _report_on(data, val_split)
     elif val_split is not None:

@@ -200,6 +200,6 @@ def _check(embedding_dim, num_layers, num_heads, mlp_ratio, num_classes, positio
     if embedding_dim % num_heads:
         raise ValueError(f"model: num_heads is {num_heads}; expected a divisor of embedding_dim={embedding_dim}")
     if not isinstance(mlp_ratio, (int, float)) or not 1 <= embedding_dim * mlp_ratio < 2**31:
-        raise ValueError(f"model: mlp_ratio is {mlp_ratio!r}; expected a positive number")
+        raise ValueError(f"model: mlp_ratio is {mlp_ratio!r}; expected a number that gives 1 to 2^31 hidden channels")
     if positional_embedding not in KINDS:
         raise ValueError(f"model: positional_embedding is {positional_embedding!r}; expected one of {', '.join(KINDS)}")

@@ -120,8 +120,7 @@ def _check_windows(stride, padding, pool):
         names = ("pooling_kernel_size", "pooling_stride", "pooling_padding")
         given += zip(names, pool, (1, 1, 0), strict=True)
     for name, value, least in given:
-        for one in pair("model", name, value, least):
-            expect_int("model", name, one, least)
+        pair("model", name, value, least)
     if pool is not None and any(2 * p > k for k, p in zip(_pair(pool[0]), _pair(pool[2]), strict=True)):
         raise ValueError(f"model: pooling_padding is {pool[2]}; expected at most half of pooling_kernel_size={pool[0]}")
 

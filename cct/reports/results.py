@@ -97,7 +97,8 @@ def _began(record):
 def records(results):
     """Every published run as a dict, with `curve`: the path of its rows. ConfigError naming a file that is damaged.
 
-    `changes` and `command` are against the recipe as it is now: a run of an earlier one says what it had instead.
+    `changes` and `command` are against the recipe as it is now: a run of an earlier one says what it had instead, and one
+    whose changes the recipe has since adopted has none.
     """
     found = []
     for path in sorted(Path(results).glob("runs/*/*.json")):
@@ -109,16 +110,19 @@ def records(results):
 
 
 def _since_changed(run):
-    """`changes` and `command` of a run whose recipe has become another one; {} when it has not, or is not there any more."""
-    now = _settings(run["recipe"]) if run["recipe"] in recipes.names() else {}
-    made = re.findall(r"(?:^| )(\w+)=", run["changes"])
-    values = {k: v for k, v in settings.different(run.get("settings", {}), now).items() if k not in made}
-    if not values:
+    """`changes` and `command` against the recipe as it is now; {} where that, or what the run had, is not known."""
+    from cct.training.setup import FILLED_IN
+
+    then = run.get("settings", {})
+    if not then or run["recipe"] not in recipes.names():
         return {}
-    words = [word for name, value in values.items() for word in settings.flag(name, value)]
+    told = re.findall(r"(?:^| )(\w+)=", run["changes"])
+    values = settings.different(then, _settings(run["recipe"]))
+    values = {k: v for k, v in values.items() if k in told or not (v is None and k in FILLED_IN)}  # the data filled these in
+    words = [word for name, value in values.items() if name not in told for word in settings.flag(name, value)]
     return {
-        "changes": " ".join(filter(None, [run["changes"], *(f"{name}={settings.text(v)}" for name, v in values.items())])),
-        "command": f"{run['command']} {shlex.join(words)}",
+        "changes": " ".join(f"{name}={settings.text(value)}" for name, value in values.items()),
+        "command": " ".join(filter(None, [run["command"], shlex.join(words)])),
     }
 
 
@@ -149,7 +153,7 @@ def table_rows(table, cells, runs):
         if not ours:
             rows.append({**start, "state": NOT_RUN})
         for changes in dict.fromkeys(run["changes"] for run in ours):
-            rows.append({**start, **_over_seeds([run for run in ours if run["changes"] == changes])})
+            rows.append({**start, **_over_seeds(_one_a_seed([run for run in ours if run["changes"] == changes]))})
     return rows
 
 
@@ -177,6 +181,14 @@ def _as_seen_by(cell, run):
         return run
     value = run.get("at", {}).get(str(size))
     return None if value is None else {**{k: v for k, v in run.items() if k not in ("best", "ema")}, "last": value}
+
+
+def _one_a_seed(runs):
+    """Of several runs with the same seed and settings the one that got furthest."""
+    best = {}
+    for run in sorted(runs, key=lambda run: (run["finished"], run["epochs"])):
+        best[run["seed"]] = run
+    return sorted(best.values(), key=lambda run: run["seed"])
 
 
 def _over_seeds(runs):

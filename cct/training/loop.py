@@ -12,10 +12,8 @@ from .config import ConfigError
 from .distributed import joined
 from .progress import Log
 from .run import Run
+from .settings import MACHINE
 from .setup import prepare
-
-# What a resumed run may be told anew. With another number of pieces in a batch dropout draws other masks.
-MACHINE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps")
 
 
 def train(config, *, log=None):

@@ -1,9 +1,11 @@
 """The settings of a recipe as its runs are recorded with: what they hold, how two of them differ, and their words as flags."""
 
-from .config import FIELDS
+from .config import FIELDS, KINDS
 
-# Where a run is and how it is cut, not what it is: these may change from part to part of a run, and from seed to seed.
-PLACE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps", "output", "seed")
+# What may change from part to part of a run. With another number of pieces in a batch dropout draws other masks, and
+# evaluation takes other batches: the same up to rounding.
+MACHINE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps")
+PLACE = (*MACHINE, "output", "seed")  # where a run is and how it is cut, not what it is
 
 
 def of(config):
@@ -19,14 +21,16 @@ def different(then, now, open_keys=()):
     return {name: then[name] for name in names if then[name] != now[name]}
 
 
-def text(value, separator=","):
+def text(value):
     """A value as short text: of a folder's name, of --set."""
-    return separator.join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else "" if value is None else str(value)
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple | list) else "" if value is None else str(value)
 
 
 def flag(name, value):
-    """The words of a flag of `cct train`."""
+    """The words of a flag of `cct train`; none for what no flag says, such as that there is no `scale`."""
     word = "--" + name.replace("_", "-")
+    if value == {} or (value is None and KINDS[name] not in (int | None, float | None, str | None)):
+        return []
     if isinstance(value, bool):
         return [word if value else "--no-" + word[2:]]
     if isinstance(value, dict):

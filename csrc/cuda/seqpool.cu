@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(Threads, blocks_in_registers(E, Threads, kForw
 
   float score_weight[E], acc[E] = {};
   load_scaled<T, G>(a, a.weight, at.lane, score_weight);
-  float top = -INFINITY, total = 0.f;
+  float top = -3.4028235e38f, total = 0.f;  // finite: a score of -inf counts nothing
   Rows<T, G, E, Threads> rows(a, at);
   for (int first = at.n0; first < at.n1; first += kGroups) {  // as many trips in each group: group_sum needs whole warps
     const int n = first + at.group;
