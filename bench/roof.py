@@ -34,9 +34,12 @@ class Roof:
 
 
 def measure(device, dtype, moved):
-    """The roofs for rows of `dtype` that move about `moved` bytes, at the current number of threads."""
+    """The roofs for rows of `dtype`, or of float32 where that is higher, that move about `moved` bytes, at the current number of threads."""
     threads = torch.get_num_threads()
     flops, method = _products(device, dtype, threads)
+    if device == "cpu" and dtype == torch.bfloat16:  # it may be multiplied in float32 too, which on some CPUs is faster
+        single, way = _products(device, torch.float32, threads)
+        flops, method = max((flops, method), (single, f"{way}, float32"))
     size = 1 << max(20, min(30, round(moved / 2).bit_length()))  # bytes copied, from 1 MiB to 1 GiB
     return Roof(flops, method, _copy(device, size, threads))
 

@@ -67,11 +67,13 @@ constexpr int kRows = 4, kColumns = 2;
 #endif
 
 constexpr int kStrip = kColumns * kLanes < 16 ? 16 : kColumns * kLanes;  // columns; a multiple of a transposed block
-#if defined(__AMX_BF16__)
-constexpr bool kAsksAhead = true;  // weights come from a third-level cache that is far away
+// What Intel's servers run (others with AVX-512 multiply bfloat16 too): weights come from a third-level cache that is far away.
+#if defined(__AMX_BF16__) || (defined(__AVX512F__) && !defined(__AVX512BF16__))
+constexpr bool kFarWeights = true;
 #else
-constexpr bool kAsksAhead = kLanes == 8;  // narrow vectors outrun the hardware's prefetching of weights
+constexpr bool kFarWeights = false;
 #endif
+constexpr bool kAsksAhead = kFarWeights || kLanes == 8;  // narrow vectors outrun the hardware's prefetching of weights
 
 // A packed panel. While it is multiplied the `bytes` from `next` on, those of the panel after it, are asked for.
 template <typename T>
@@ -365,13 +367,9 @@ CCT_INLINE int64_t block_rows(int64_t left) {
 // Rows of the next pass of `left` of them by all panels of a weight: nearly equal ones, at most kPassRows. What is kept
 // meanwhile takes `row_bytes` a row; it shall stay in the second-level cache.
 template <typename T>
-CCT_INLINE int64_t pass_rows(int64_t left, [[maybe_unused]] int64_t row_bytes) {
-#if defined(__AMX_BF16__)
-  constexpr int64_t kBudget = 2 * 1024 * 1024;
+CCT_INLINE int64_t pass_rows(int64_t left, int64_t row_bytes) {
+  constexpr int64_t kBudget = kFarWeights ? 2 * 1024 * 1024 : 0;
   const int64_t most = larger(kBlockRows, smaller(kPassRows, kBudget / row_bytes / kBlockRows * kBlockRows));
-#else
-  constexpr int64_t most = kBlockRows;
-#endif
   const int64_t passes = (left + most - 1) / most, rows = (left + passes - 1) / passes;
   return kTiled<T> && passes > 1 ? round_up(rows, kBlockRows) : rows;
 }
