@@ -34,7 +34,10 @@ class Roof:
 
 
 def measure(device, dtype, moved):
-    """The roofs for rows of `dtype`, or of float32 where that is higher, that move about `moved` bytes, at the current number of threads."""
+    """The roofs for rows of `dtype` that move about `moved` bytes, at the current number of threads.
+
+    The products are of that type, or of float32 where a CPU is faster at those.
+    """
     threads = torch.get_num_threads()
     flops, method = _products(device, dtype, threads)
     if device == "cpu" and dtype == torch.bfloat16:  # it may be multiplied in float32 too, which on some CPUs is faster
