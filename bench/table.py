@@ -26,16 +26,18 @@ def load(folder=RESULTS):
 
 
 def render(machines, ops=True):
+    """Markdown. ops=False: the whole models alone, each machine's table behind a line that opens it."""
     parts = []
     for rows in machines.values():
         newest = max(rows, key=lambda row: row["date"])
         facts = newest["machine"]
         name = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['features'])}"
-        parts.append(f"**{name}** (PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})\n")
+        facts = f"(PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})"
+        parts.append(f"**{name}** {facts}\n" if ops else f"<details><summary><b>{name}</b> {facts}</summary>\n")
         parts.append("| what | batch | dtype | ours | best peer | ours against it | of the roof |")
         parts.append("|---|---:|---|---:|---:|---:|---:|")
         parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"] and (ops or row["kind"] != "op")]
-        parts += ["", *_imports(rows)]
+        parts += ["", *_imports(rows), *([] if ops else ["</details>\n"])]
     return "\n".join(parts).strip() + "\n"
 
 
@@ -124,7 +126,9 @@ def chart(machines, path):
     ticks = [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.set_xlabel("ours against the best peer: right of 1x ours is faster, or smaller")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(names), frameon=False, fontsize=9)
+    figure.legend(
+        *grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=min(2, len(names)), frameon=False, fontsize=9
+    )
     figure.savefig(path, dpi=150)
 
 
