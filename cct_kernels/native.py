@@ -56,12 +56,9 @@ def _round_up(n, multiple):
     return (n + multiple - 1) // multiple * multiple
 
 
-def _product_dtype(x, compute):
-    """What a kernel of the device of x multiplies in: a CPU in bfloat16, where it has the instructions, or float32."""
-    if x.device.type != "cpu":
-        return compute
-    multiplied = compute == torch.bfloat16 and torch.ops.cct_kernels.cpu_multiplies_bfloat16()
-    return torch.bfloat16 if multiplied else torch.float32
+def _kept_dtype(x, compute):
+    """The dtype of what is kept for backward: that of the products; on a CPU bfloat16 even where they are in float32."""
+    return compute if x.device.type != "cpu" or compute == torch.bfloat16 else torch.float32
 
 
 def _define():
@@ -109,9 +106,9 @@ def _define():
     def _(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, *rest):
         (B, N, C), hd = x.shape, x.shape[2] // num_heads
         compute, keep = rest[-2:]
-        images, rows, product = B if keep else 0, _round_up(N, 32), _product_dtype(x, compute)
-        qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=product)
-        o = x.new_empty(images, rows, _round_up(C, 64), dtype=product)
+        images, rows, kept = B if keep else 0, _round_up(N, 32), _kept_dtype(x, compute)
+        qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=kept)
+        o = x.new_empty(images, rows, _round_up(C, 64), dtype=kept)
         stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)
         return x.new_empty(x.shape), stats, torch.empty_like(stats), qkv, o, lse
 
@@ -126,7 +123,7 @@ def _define():
     def _(x, norm_weight, norm_bias, fc1_weight, *rest):
         (B, N, _), (compute, keep) = x.shape, rest[-2:]
         stats = x.new_empty(B, N, dtype=torch.float32)
-        hidden = x.new_empty(B * N if keep else 0, _round_up(fc1_weight.shape[0], 64), dtype=_product_dtype(x, compute))
+        hidden = x.new_empty(B * N if keep else 0, _round_up(fc1_weight.shape[0], 64), dtype=_kept_dtype(x, compute))
         return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")

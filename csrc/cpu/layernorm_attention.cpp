@@ -615,7 +615,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.lse = keep ? lse.data_ptr<float>() : nullptr;
   forward(call, keep);
   if (!keep) qkv = at::empty(call.qkv_shape(0), call.products), o = at::empty(call.o_shape(0), call.products);
-  return {out, mean, rstd, qkv, o, lse};
+  return {out, mean, rstd, in_dtype(qkv, kept_dtype(compute)), in_dtype(o, kept_dtype(compute)), lse};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_backward(
@@ -633,11 +633,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {B, a.N}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {B, a.N}, at::kFloat);
-  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), products);
-  check_tensor(kOp, "o", o_in, call.o_shape(B), products);
+  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), kept_dtype(compute));
+  check_tensor(kOp, "o", o_in, call.o_shape(B), kept_dtype(compute));
   check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous();
+  const at::Tensor qkv = in_dtype(qkv_in, products), o = in_dtype(o_in, products), lse = lse_in.contiguous();
   const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16),
                    wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
   a.wqkv_back = wqkv_back.const_data_ptr();

@@ -274,7 +274,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   for_slices((call.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
   });
-  return {out, mean, rstd, hidden};
+  return {out, mean, rstd, in_dtype(hidden, kept_dtype(compute))};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_backward(
@@ -288,9 +288,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
-  check_tensor(kOp, "hidden", hidden_in, {call.rows, a.Fp}, call.products);
+  check_tensor(kOp, "hidden", hidden_in, {call.rows, a.Fp}, kept_dtype(compute));
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  const at::Tensor hidden = hidden_in.contiguous();
+  const at::Tensor hidden = in_dtype(hidden_in, call.products);
   call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
   call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
   a.w1_back = call.w1_back.const_data_ptr();

@@ -105,6 +105,14 @@ inline at::Tensor padded_vector(const OptionalTensor& v, int64_t n) {
 // Products in BFloat16: asked for, and the CPU multiplies it; else the same storage with float32 arithmetic.
 inline bool bf16_products(at::ScalarType compute) { return compute == at::kBFloat16 && isa() >= Isa::kAvx512Bf16; }
 
+// The dtype of what is kept for backward: bfloat16 also where it is multiplied in float32, for half the memory.
+inline at::ScalarType kept_dtype(at::ScalarType compute) { return compute == at::kBFloat16 ? at::kBFloat16 : at::kFloat; }
+inline at::Tensor in_dtype(const at::Tensor& t, at::ScalarType dtype) {
+  if (t.scalar_type() == dtype) return t.contiguous();
+  at::Tensor other = pooled_empty(t.sizes(), dtype);
+  return other.copy_(t);
+}
+
 // seed (2,) int64 = (seed, offset), needed when p > 0.
 inline DropoutArgs dropout_args(const char* op, const OptionalTensor& seed, double p) {
   DropoutArgs d{};
