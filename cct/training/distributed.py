@@ -102,7 +102,7 @@ class Workers:
         except RuntimeError as error:
             if self.count == 1 or not _lost(error):
                 raise
-            reason = str(error).splitlines()[0].rpartition("] ")[2][:80]
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0][:80]
             raise RunError(f"lost another of the {self.count} workers: it was killed or failed ({reason}). {advice}") from error
 
 
