@@ -55,7 +55,7 @@ def seqpool_forward_kernel(
     if NORM:
         score_weight *= _vector(norm_weight_ptr, offs_c, C)
 
-    m_i = -3.4028235e38  # finite: a score of -inf counts nothing
+    m_i = -3.4028234e38  # finite: a score of -inf counts nothing
     l_i = 0.0
     acc = tl.zeros((BLOCK_C,), tl.float32)
     for n in range(split * chunk, tl.minimum((split + 1) * chunk, N), BLOCK_N):
