@@ -65,17 +65,18 @@ def encoder(
     options |= {"drop_path_scales": drop_path_scales, "seed": seed, "eps": eps}
     chosen = choose(OP, x, backend)
     tensors = [tensor for block in blocks for tensor in block]
-    if chosen != "cpu" or not alike(x, tensors):  # the native op checks shapes by itself, in a tenth of the time
+    same = alike(x, tensors)
+    if chosen != "cpu" or not same:  # the native op checks shapes by itself, in a tenth of the time
         for block in blocks:
             check_attention(x, *block[:5], num_heads, None, mask)
             check_mlp(x, *block[5:], dropout, None, seed, eps)
-        tensors = one_dtype(x, tensors)
     if chosen == "reference":
         return reference.encoder(x, blocks, **options)
     if chosen == "cpu":
         plain = drop_path_scales is None and attn_dropout == dropout == 0.0
         if not plain or _needs_gradient(x, blocks):
             return _loop(x, blocks, **options, backend=backend)
+        tensors = tensors if same else one_dtype(x, tensors)
         return torch.ops.cct_kernels.encoder_forward(x, tensors, num_heads, mask, eps, compute_dtype(x))
     return _whole(x, blocks, **options, backend=chosen) if len(blocks) else x
 
