@@ -32,8 +32,8 @@ def render(machines, ops=True):
         newest = max(rows, key=lambda row: row["date"])
         facts = newest["machine"]
         name = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['features'])}"
-        facts = f"(PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})"
-        parts.append(f"**{name}** {facts}\n" if ops else f"<details><summary><b>{name}</b> {facts}</summary>\n")
+        made = f"(PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})"
+        parts.append(f"**{name}** {made}\n" if ops else f"<details><summary><b>{name}</b> {made}</summary>\n")
         parts.append("| what | batch | dtype | ours | best peer | ours against it | of the roof |")
         parts.append("|---|---:|---|---:|---:|---:|---:|")
         parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"] and (ops or row["kind"] != "op")]

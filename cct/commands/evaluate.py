@@ -1,7 +1,6 @@
 """`cct eval`."""
 
 import json
-from pathlib import Path
 
 from .parser import add_command
 
@@ -89,6 +88,8 @@ def _resize(model, size):
 
 def _data_dir(run):
     """Where the data of the run in this folder lie, or None."""
+    from pathlib import Path
+
     from cct.training.config import read_yaml
 
     file = Path(run) / "config.yaml"

@@ -17,7 +17,6 @@ from cct.training import run_folder, sessions, settings
 from cct.training.config import ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
 from cct.training.schedules import total_epochs
-from cct.training.setup import FILLED_IN
 
 FLAGS_OF_MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
 
@@ -167,13 +166,14 @@ class Runs:
         """Why the run that was begun is not that of the recipe: it says something else now. None when it is."""
         then = job.begun
         try:
-            if run_folder.has_state(job.folder):
+            known = job.record["finished"] and then  # no need to read the state of each finished run
+            if not known and run_folder.has_state(job.folder):
                 config = run_folder.load_state(job.folder)[0]["config"]
                 then = then | {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
         except ConfigError:  # `cct train` says what is damaged
             return None
         now = job.record["settings"]
-        for name, value in settings.different(then, now, FILLED_IN).items():
+        for name, value in settings.different(then, now, settings.FILLED_IN).items():
             return (
                 f"{job.folder}: was begun with {name} {value}, but {job.recipe} says {now[name]}; choose another --runs, or "
                 "remove this folder"

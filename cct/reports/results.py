@@ -111,14 +111,13 @@ def records(results):
 
 def _since_changed(run):
     """`changes` and `command` against the recipe as it is now; {} where that, or what the run had, is not known."""
-    from cct.training.setup import FILLED_IN
-
     then = run.get("settings", {})
     if not then or run["recipe"] not in recipes.names():
         return {}
     told = re.findall(r"(?:^| )(\w+)=", run["changes"])
     values = settings.different(then, _settings(run["recipe"]))
-    values = {k: v for k, v in values.items() if k in told or not (v is None and k in FILLED_IN)}  # the data filled these in
+    # What stands open is not said: the data filled it in.
+    values = {k: v for k, v in values.items() if k in told or not (v is None and k in settings.FILLED_IN)}
     words = [word for name, value in values.items() if name not in told for word in settings.flag(name, value)]
     return {
         "changes": " ".join(f"{name}={settings.text(value)}" for name, value in values.items()),

@@ -6,6 +6,8 @@ from .config import FIELDS, KINDS
 # evaluation takes other batches: the same up to rounding.
 MACHINE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps")
 PLACE = (*MACHINE, "output", "seed")  # where a run is and how it is cut, not what it is
+# What `setup.prepare` fills in where it is None.
+FILLED_IN = ("threads", "warmup_epochs", "num_classes", "img_size", "mean", "std", "stream", "crop_padding", "flip")
 
 
 def of(config):
@@ -16,7 +18,7 @@ def of(config):
 
 def different(then, now, open_keys=()):
     """{key: value of `then`} where it is not that of `now`. What only one of them has does not count, nor do `open_keys` that
-    `now` leaves open: they were filled in since."""
+    `now` leaves open, such as FILLED_IN."""
     names = [name for name in now if name in then and not (now[name] is None and name in open_keys)]
     return {name: then[name] for name in names if then[name] != now[name]}
 

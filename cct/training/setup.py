@@ -21,9 +21,6 @@ from .distributed import Workers
 from .objective import Classification
 from .schedules import warmup_epochs
 
-# Fields of Config that `prepare` fills in where they are None.
-FILLED_IN = ("threads", "warmup_epochs", "num_classes", "img_size", "mean", "std", "stream", "crop_padding", "flip")
-
 
 @dataclasses.dataclass
 class Setup:
