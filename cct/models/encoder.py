@@ -13,6 +13,7 @@ from cct_kernels.calls import draw_drop_path
 from cct_kernels.checks import expect_int, expect_probability
 
 from .positional import KINDS, sine_table
+from .special import expect_plain_allowed, is_special
 
 
 class SelfAttention(nn.Module):
@@ -42,7 +43,21 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x, mask=None, backend=None):
         """x (B, N, C); mask (B, N) bool, True for a valid token, or None."""
-        return run_blocks([self], x, mask, backend)
+        if not self.has_special_parts():
+            return run_blocks([self], x, mask, backend)
+        expect_plain_allowed(backend, "EncoderBlock")
+        return self._by_modules(x, mask)
+
+    def has_special_parts(self):
+        modules = self._modules
+        attention = modules["self_attn"]
+        linears = attention.qkv, attention.proj, modules["linear1"], modules["linear2"]
+        return (
+            is_special(attention, SelfAttention)
+            or any(is_special(linear, nn.Linear) for linear in linears)
+            or is_special(modules["pre_norm"], nn.LayerNorm)
+            or is_special(modules["norm1"], nn.LayerNorm)
+        )
 
     def tensors(self):
         """The parameters in the order of `cct_kernels.encoder.Block`."""
@@ -55,13 +70,30 @@ class EncoderBlock(nn.Module):
 
     def attention_map(self, x, mask=None):
         """softmax(q k^T / sqrt(hd)) of this block on its input x: (B, nh, N, N), in plain PyTorch."""
+        return self._map_and_values(x, mask)[0]
+
+    def _map_and_values(self, x, mask):
         B, N, C = x.shape
         qkv = self.self_attn.qkv(self.pre_norm(x)).view(B, N, 3, self.num_heads, -1)
-        q, k = qkv.permute(2, 0, 3, 1, 4)[:2]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-2, -1) * (C // self.num_heads) ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~(mask[:, None, :, None] & mask[:, None, None, :]), -torch.finfo(scores.dtype).max)
-        return scores.softmax(-1)
+        return scores.softmax(-1), v
+
+    def _by_modules(self, x, mask):
+        """The block by calls of its modules in turn."""
+        scales = 1.0, 1.0
+        if self.training and self.drop_path:
+            scales = draw_drop_path(x, [self.drop_path])[0].unsqueeze(-1).unsqueeze(-1)
+        weights, v = self._map_and_values(x, mask)
+        heads = F.dropout(weights, self.attention_dropout, self.training).to(v.dtype) @ v
+        x = x + scales[0] * self._drop(self.self_attn.proj(heads.transpose(1, 2).flatten(2)))
+        y = self.norm1(x)
+        return y + scales[1] * self._drop(self.linear2(self._drop(F.gelu(self.linear1(y)))))
+
+    def _drop(self, x):
+        return F.dropout(x, self.dropout, self.training)
 
 
 def run_blocks(blocks, x, mask=None, backend=None):
@@ -157,7 +189,7 @@ class TransformerClassifier(nn.Module):
         """Tokens (B, n, C) -> output of the last block (B, N, C), before the final LayerNorm."""
         x, mask = self.embed(x, mask)
         checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
-        if checkpointed or any(is_special(block, EncoderBlock) or block.training != self.training for block in self.blocks):
+        if checkpointed or any(is_special_block(block) or block.training != self.training for block in self.blocks):
             for block in self.blocks:
                 x = checkpoint(block, x, mask, backend, use_reentrant=False) if checkpointed else block(x, mask, backend)
             return x
@@ -167,6 +199,12 @@ class TransformerClassifier(nn.Module):
         """(B, N, C) -> (B, C); the final LayerNorm is applied on the way unless x is `normalised` already."""
         if not self.seq_pool:
             return x[:, 0] if normalised else self.norm(x[:, 0])
+        special = is_special(self.attention_pool, nn.Linear)
+        if not normalised and (special or is_special(self.norm, nn.LayerNorm)):
+            x, normalised = self.norm(x), True
+        if special:
+            expect_plain_allowed(backend, "attention_pool")
+            return (self.attention_pool(x).softmax(1).transpose(1, 2) @ x)[:, 0]
         norm = {} if normalised else {"norm_weight": self.norm.weight, "norm_bias": self.norm.bias, "eps": self.norm.eps}
         return seqpool(x, self.attention_pool.weight, self.attention_pool.bias, **norm, backend=backend)
 
@@ -180,9 +218,9 @@ def weight_and_bias(module):
     return (own["weight"], own["bias"]) if "weight" in own and "bias" in own else (module.weight, module.bias)
 
 
-def is_special(module, *kinds):
-    """Whether somebody looks at what goes in and out of this module, or put one in its place that is none of `kinds`."""
-    return type(module) not in kinds or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+def is_special_block(block):
+    """Whether a block must be called for itself: it, or a module that it is made of, is special."""
+    return is_special(block, EncoderBlock) or block.has_special_parts()
 
 
 def _init_linear(module):

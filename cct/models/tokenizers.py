@@ -9,6 +9,8 @@ from torch import nn
 from cct_kernels import conv_tokenizer
 from cct_kernels.checks import expect_int, pair
 
+from .special import expect_plain_allowed, is_special
+
 
 class ConvStages(nn.Module):
     """Convolutions with optional ReLU and max-pooling after each; the last one is read out as tokens (B, N, C).
@@ -26,15 +28,33 @@ class ConvStages(nn.Module):
 
     @property
     def convs(self):
-        return [layer[0] if isinstance(layer, nn.Sequential) else layer for layer in self.conv_layers]
+        return [_conv(layer) for layer in self.conv_layers]
 
     def forward(self, x, backend=None):
-        for layer in (convs := self.convs):
+        for layer in self.conv_layers:
+            last = layer is self.conv_layers[-1]
+            if _is_special(layer):
+                expect_plain_allowed(backend, "tokenizer")
+                x = self._by_modules(layer, x, last)
+                continue
+            conv = _conv(layer)
             x = conv_tokenizer(
-                x, layer.weight, layer.bias, stride=layer.stride, padding=layer.padding, relu=self.relu, pool=self.pool,
-                tokens=layer is convs[-1], backend=backend,
+                x, conv.weight, conv.bias, stride=conv.stride, padding=conv.padding, relu=self.relu, pool=self.pool,
+                tokens=last, backend=backend,
             )  # fmt: skip
         return x
+
+    def has_special_parts(self):
+        return any(_is_special(layer) for layer in self.conv_layers)
+
+    def _by_modules(self, layer, x, last):
+        """A stage by a call of its convolution."""
+        x = layer(x)
+        if self.relu:
+            x = F.relu(x)
+        if self.pool is not None:
+            x = F.max_pool2d(x, *self.pool)
+        return x.flatten(2).transpose(1, 2) if last else x
 
     def sizes(self, size):
         """[(height, width) after the convolution, (height, width) after the pooling] for each stage, from a (height, width)."""
@@ -106,6 +126,15 @@ class TextTokenizer(ConvStages):
         if self.pool is not None:
             valid = F.max_pool1d(valid, *(size[0] for size in self.pool))
         return valid[:, 0] > 0
+
+
+def _conv(layer):
+    return layer[0] if isinstance(layer, nn.Sequential) else layer
+
+
+def _is_special(layer):
+    conv = _conv(layer)
+    return is_special(conv, nn.Conv2d) or (layer is not conv and is_special(layer, nn.Sequential))
 
 
 def _check(**sizes):

@@ -10,8 +10,9 @@ from cct_kernels.checks import pair, shape_text
 
 from .arguments import keyword_arguments
 from .base import CompactTransformer
-from .encoder import EncoderBlock, TransformerClassifier, is_special, weight_and_bias
+from .encoder import TransformerClassifier, is_special_block, weight_and_bias
 from .positional import resize, sine_table
+from .special import is_special
 from .tokenizers import ConvTokenizer, PatchTokenizer
 
 EPS = 1e-5  # of every LayerNorm
@@ -75,11 +76,13 @@ class VisionModel(CompactTransformer):
             self.training
             or classifier.training
             or is_special(self.tokenizer, ConvTokenizer, PatchTokenizer)
+            or self.tokenizer.has_special_parts()
             or is_special(classifier, TransformerClassifier)
             or is_special(classifier.fc, head)
-            or (not classifier.seq_pool and is_special(classifier.norm, nn.LayerNorm))
+            or is_special(classifier.norm, nn.LayerNorm)
+            or (classifier.seq_pool and is_special(classifier.attention_pool, nn.Linear))
             or classifier.norm.eps != EPS
-            or any(block.training or is_special(block, EncoderBlock) for block in blocks)
+            or any(block.training or is_special_block(block) for block in blocks)
             or type(self).tokens is not VisionModel.tokens
             or not isinstance(x, torch.Tensor)
             or not (classifier.positional_emb is None or x.shape[2:] == self.img_size)
