@@ -26,6 +26,25 @@ CCT_INLINE T* head_outputs(const AttentionArgs& a, int64_t slot) {
   return static_cast<T*>(a.o) + slot * a.Nr * a.Cp;
 }
 
+template <typename From, typename To>
+CCT_INLINE void convert(const From* from, To* to, int64_t n) {  // n: whole vectors
+  for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(from + i));
+}
+// Rows [first, last) of q, k and v of all heads of an image, and of their outputs.
+template <typename From, typename To>
+CCT_INLINE void convert_rows(const AttentionArgs& a, const From* qkv, const From* o, To* to_qkv, To* to_o, int64_t first,
+                             int64_t last) {
+  for (int64_t h = 0; h < 3 * a.heads; ++h) {
+    const int64_t row = (h * a.Nr + first) * a.hdp;
+    convert(qkv + row, to_qkv + row, (last - first) * a.hdp);
+  }
+  convert(o + first * a.Cp, to_o + first * a.Cp, (last - first) * a.Cp);
+}
+CCT_INLINE BFloat16* kept_qkv(const AttentionArgs& a, int64_t b) {
+  return static_cast<BFloat16*>(a.kept_qkv) + b * 3 * a.heads * a.Nr * a.hdp;
+}
+CCT_INLINE BFloat16* kept_o(const AttentionArgs& a, int64_t b) { return static_cast<BFloat16*>(a.kept_o) + b * a.Nr * a.Cp; }
+
 CCT_INLINE float score_scale(const AttentionArgs& a) { return 1.f / __builtin_sqrtf(float(a.hd)); }
 
 // The panels of K^T for k (rows, hdp), 64 rows a panel; the columns of rows that do not exist are zero.
@@ -187,6 +206,9 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
   if (a.C < a.Cp)
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
+  if constexpr (sizeof(T) == 4)
+    if (a.kept_qkv)
+      convert_rows(a, head_rows<T>(a, slot, 0, 0), o, kept_qkv(a, b), kept_o(a, b), first, last == a.N ? a.Nr : last);
   for (int64_t row = first, R; row < last; row += R) {
     R = pass_rows<T>(last - row, a.Cp * sizeof(T));
     for (int64_t p = 0; p < panels(a.C); ++p)
@@ -219,6 +241,7 @@ template <typename T>
 struct BackwardBuffers {
   T *da, *daT, *dO, *dqkv, *y, *yT;  // of an image, shared by its phases
   float* dxn;
+  T *qkv, *o;  // what forward kept
   T *pairs, *panel;
   float *line, *xhat, *part;
   // of one head
@@ -226,10 +249,15 @@ struct BackwardBuffers {
   float *delta, *lse, *valid, *st, *dpt, *dq;
   uint8_t* keep;
 
-  BackwardBuffers(const AttentionArgs& a, char* shared, char* scratch) {
+  const T* head(const AttentionArgs& a, int64_t part, int64_t h) const { return qkv + (part * a.heads + h) * a.Nr * a.hdp; }
+
+  BackwardBuffers(const AttentionArgs& a, int64_t b, char* shared, char* scratch) {
     da = take<T>(shared, a.Nr * a.Cp), daT = take<T>(shared, a.Nr * a.Cp);
     dO = take<T>(shared, a.heads * a.Nr * a.hdp), dqkv = take<T>(shared, a.Nr * a.Qp);
     y = take<T>(shared, a.Nr * a.Cp), yT = take<T>(shared, a.Nr * a.Cp), dxn = take<float>(shared, a.Nr * a.Cp);
+    const int64_t all_heads = 3 * a.heads * a.Nr * a.hdp;
+    qkv = a.kept_qkv ? take<T>(shared, all_heads) : static_cast<T*>(a.qkv) + b * all_heads;
+    o = a.kept_qkv ? take<T>(shared, a.Nr * a.Cp) : head_outputs<T>(a, b);
     pairs = take<T>(scratch, a.Nr * (a.Cp > a.hdp ? a.Cp : a.hdp)), panel = take<T>(scratch, a.Nr * kPanel);
     line = take<float>(scratch, a.Qp), xhat = take<float>(scratch, a.Cp), part = take<float>(scratch, 2 * a.Cp + kPanel);
     q_columns = take<T>(scratch, a.Np * a.hdp), do_columns = take<T>(scratch, a.Np * a.hdp);
@@ -247,7 +275,7 @@ struct BackwardBuffers {
 template <typename T>
 void backward_scores(const AttentionArgs& a, int64_t b, int64_t head, int64_t j0, int64_t j1, const BackwardBuffers<T>& w) {
   const Dropout dropout(a.weights_dropout, kAttentionSite);
-  const T *k = head_rows<T>(a, b, 1, head), *v = head_rows<T>(a, b, 2, head);
+  const T *k = w.head(a, 1, head), *v = w.head(a, 2, head);
   const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
   const float scale = score_scale(a);
   const int64_t keys = backward_keys(a);
@@ -326,7 +354,7 @@ void backward_queries(const AttentionArgs& a, int64_t head, int64_t j0, int64_t 
 template <typename X, typename T>
 void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const BackwardBuffers<T>& w) {
   const Dropout dropout(a.weights_dropout, kAttentionSite);
-  const T *q = head_rows<T>(a, b, 0, head), *k = head_rows<T>(a, b, 1, head), *o = head_outputs<T>(a, b);
+  const T *q = w.head(a, 0, head), *k = w.head(a, 1, head), *o = w.o;
   T* dO = w.dO + head * a.Nr * a.hdp;
   const uint8_t* mask = a.mask ? a.mask + b * a.N : nullptr;
 
@@ -357,7 +385,8 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
   }
 }
 
-// da = s * mask * dout and y = LN(x), both also transposed: rows [first, last), multiples of 32 but for N.
+// da = s * mask * dout and y = LN(x), both also transposed, and what was kept in the products' type: rows [first, last),
+// multiples of 32 but for N.
 template <typename X, typename T>
 void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t last, const AttentionGradients& g,
                     const BackwardBuffers<T>& w) {
@@ -381,6 +410,8 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
     affine(w.xhat, w.y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
   }
   const int64_t end = round_up(last, 32);
+  if constexpr (sizeof(T) == 4)
+    if (a.kept_qkv) convert_rows(a, kept_qkv(a, b), kept_o(a, b), w.qkv, w.o, first, end);
   zero_rows(w.dqkv, last, end, a.Qp);
   if (!a.need_weights) return;
   zero_rows(w.da, last, end, a.Cp);
@@ -391,11 +422,10 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
 
 // Item p: panel p of dWproj, then panels of dO = da Wproj by head.
 template <typename T>
-void backward_projection(const AttentionArgs& a, int64_t b, int64_t item, const AttentionGradients& g,
-                         const BackwardBuffers<T>& w) {
+void backward_projection(const AttentionArgs& a, int64_t item, const AttentionGradients& g, const BackwardBuffers<T>& w) {
   if (item < panels(a.C)) {
     if (!a.need_weights) return;
-    pack_rows(head_outputs<T>(a, b) + item * kPanel, a.Cp, w.panel, a.Nr);
+    pack_rows(w.o + item * kPanel, a.Cp, w.panel, a.Nr);
     return product<true>(a.C, a.N, w.daT, a.Nr, panel_of(w.panel, a.Nr), g.dwproj + item * kPanel, a.Cp);
   }
   const int64_t p = item - panels(a.C), per_head = a.hdp / kPanel, column = p % per_head * kPanel;
@@ -450,13 +480,13 @@ template <typename X, typename T>
 void backward_phase(const AttentionArgs& a, int64_t b, int phase, int64_t first, int64_t last, const AttentionGradients& g,
                     char* shared, char* scratch) {
   const TileScope tiles;
-  const BackwardBuffers<T> w(a, shared, scratch);
+  const BackwardBuffers<T> w(a, b, shared, scratch);
   std::memset(w.part, 0, (2 * a.Cp + kPanel) * sizeof(float));
   const int64_t row = first * 32, end = smaller(last * 32, a.N);
   if (phase == kRowsPhase) return backward_begin<X>(a, b, row, end, g, w);
   if (phase == kNormPhase) return backward_norm<X>(a, b, row, end, g, w);
   for (int64_t item = first; item < last; ++item)
-    phase == kProjectionPhase ? backward_projection(a, b, item, g, w)
+    phase == kProjectionPhase ? backward_projection(a, item, g, w)
     : phase == kHeadsPhase    ? backward_head<X, T>(a, b, item, w)
                               : backward_qkv(a, item, g, w);
 }
@@ -526,7 +556,8 @@ AttentionCall::AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_
   a.eps = float(eps);
   a.x_bf16 = x.scalar_type() == at::kBFloat16;
   a.bf16 = bf16_products(compute);
-  products = x.options().dtype(a.bf16 ? at::kBFloat16 : at::kFloat);
+  products = a.bf16 ? at::kBFloat16 : at::kFloat;
+  kept = kept_dtype(compute);
   a.x = x.const_data_ptr();
   a.weights_dropout = dropout_args(kOp, seed, attn_dropout);
   a.projection_dropout = dropout_args(kOp, seed, dropout);
@@ -555,14 +586,14 @@ AttentionCall::AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_
 namespace {
 
 // Work that is cut into `items`: whole images while every thread has one, the rows and heads of an image for the rest.
-void forward(const AttentionCall& call, bool keep) {
+void forward(const AttentionCall& call, bool keep_slots) {
   const AttentionArgs& a = call.a;
   const int64_t threads = at::get_num_threads(), whole = call.B / threads * threads;
   const int64_t bytes = attention_forward_scratch(a);
   for_slices(whole, kForwardSlices, [&](int64_t first, int64_t last, int64_t s) {
     char* scratch = thread_scratch(bytes);
     for (int64_t b = first; b < last; ++b) {
-      const int64_t slot = keep ? b : s;
+      const int64_t slot = keep_slots ? b : s;
       CCT_CALL(attention_qkv_rows, a, b, slot, 0, a.N, scratch);
       for (int64_t h = 0; h < a.heads; ++h) CCT_CALL(attention_head_rows, a, b, slot, h, 0, a.N, scratch);
       CCT_CALL(attention_projection_rows, a, b, slot, 0, a.N, scratch);
@@ -571,7 +602,7 @@ void forward(const AttentionCall& call, bool keep) {
   const int64_t unit = row_unit(a), blocks = (a.N + unit - 1) / unit;
   const int64_t parts = std::min(blocks, (threads + a.heads - 1) / a.heads);
   for (int64_t b = whole; b < call.B; ++b) {
-    const int64_t slot = keep ? b : 0;
+    const int64_t slot = keep_slots ? b : 0;
     for_slices(blocks, [&](int64_t first, int64_t last, int64_t) {
       CCT_CALL(attention_qkv_rows, a, b, slot, first * unit, std::min(last * unit, a.N), thread_scratch(bytes));
     });
@@ -601,21 +632,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wqkv = call.wqkv.const_data_ptr();
   a.wproj = call.wproj.const_data_ptr();
   const auto f32 = x.options().dtype(at::kFloat);
-  const auto products = call.products.dtype().toScalarType();
-  const int64_t B = call.B, slots = keep ? B : count_slices(B, kForwardSlices);
+  const bool converted = keep && call.kept != call.products, keep_slots = keep && !converted;
+  const int64_t B = call.B, slots = keep_slots ? B : count_slices(B, kForwardSlices), images = keep ? B : 0;
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32),
              rstd = at::empty({B, a.N}, f32);
-  at::Tensor qkv = pooled_empty(call.qkv_shape(slots), products), o = pooled_empty(call.o_shape(slots), products);
-  at::Tensor lse = at::empty({keep ? B : 0, a.heads, a.N}, f32);
+  const at::Tensor qkv = pooled_empty(call.qkv_shape(slots), call.products),
+                   o = pooled_empty(call.o_shape(slots), call.products);
+  const at::Tensor kept_qkv = keep_slots ? qkv : pooled_empty(call.qkv_shape(images), call.kept);
+  const at::Tensor kept_o = keep_slots ? o : pooled_empty(call.o_shape(images), call.kept);
+  at::Tensor lse = at::empty({images, a.heads, a.N}, f32);
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
   a.qkv = qkv.data_ptr();
   a.o = o.data_ptr();
   a.lse = keep ? lse.data_ptr<float>() : nullptr;
-  forward(call, keep);
-  if (!keep) qkv = at::empty(call.qkv_shape(0), call.products), o = at::empty(call.o_shape(0), call.products);
-  return {out, mean, rstd, in_dtype(qkv, kept_dtype(compute)), in_dtype(o, kept_dtype(compute)), lse};
+  if (converted) a.kept_qkv = kept_qkv.data_ptr(), a.kept_o = kept_o.data_ptr();
+  forward(call, keep_slots);
+  return {out, mean, rstd, kept_qkv, kept_o, lse};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_backward(
@@ -629,23 +663,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
                      dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
   const int64_t B = call.B;
-  const auto products = call.products.dtype().toScalarType();
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {B, a.N}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {B, a.N}, at::kFloat);
-  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), kept_dtype(compute));
-  check_tensor(kOp, "o", o_in, call.o_shape(B), kept_dtype(compute));
+  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), call.kept);
+  check_tensor(kOp, "o", o_in, call.o_shape(B), call.kept);
   check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  const at::Tensor qkv = in_dtype(qkv_in, products), o = in_dtype(o_in, products), lse = lse_in.contiguous();
+  const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous();
   const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16),
                    wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
   a.wqkv_back = wqkv_back.const_data_ptr();
   a.wproj_back = wproj_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
-  a.qkv = qkv.data_ptr();
-  a.o = o.data_ptr();
+  (call.kept == call.products ? a.qkv : a.kept_qkv) = qkv.data_ptr();
+  (call.kept == call.products ? a.o : a.kept_o) = o.data_ptr();
   a.lse = lse.data_ptr<float>();
   at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
   a.dout = dout.const_data_ptr();

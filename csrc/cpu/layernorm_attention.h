@@ -23,8 +23,9 @@ struct AttentionArgs {
   const uint8_t* mask;                       // (B, N) or null
   const float* path_scale;                   // (B) or null
   DropoutArgs weights_dropout, projection_dropout;
-  void *qkv, *o;  // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
-  float* lse;     // (B, heads, N) or null
+  void *qkv, *o;            // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
+  void *kept_qkv, *kept_o;  // the same of all images in bfloat16, kept for backward; or null: the slots are kept
+  float* lse;               // (B, heads, N) or null
   // backward
   const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
   const void* dout;
@@ -60,8 +61,9 @@ enum AttentionPhase { kRowsPhase, kProjectionPhase, kHeadsPhase, kQkvPhase, kNor
 }
 // What the phases of an image pass on, and what a thread needs for itself.
 [[maybe_unused]] static int64_t attention_backward_shared(const AttentionArgs& a) {
-  const int64_t image = a.Nr * a.Cp;
-  return scratch_bytes({image, image, a.heads * a.Nr * a.hdp, a.Nr * a.Qp, image, image, image});
+  const int64_t image = a.Nr * a.Cp, head_rows = a.heads * a.Nr * a.hdp;
+  return scratch_bytes({image, image, head_rows, a.Nr * a.Qp, image, image, image}) +
+         (a.kept_qkv ? scratch_bytes({3 * head_rows, image}) : 0);
 }
 constexpr int64_t kBackwardKeys = 512;  // whose scores are kept at a time; a multiple of 64
 [[maybe_unused]] static int64_t backward_keys(const AttentionArgs& a) { return smaller(a.Nr, kBackwardKeys); }
@@ -94,7 +96,7 @@ struct AttentionCall {
   AttentionArgs a{};
   at::Tensor x, gamma, beta, bqkv, bproj, wqkv, wproj, mask, scale;
   int64_t B;
-  at::TensorOptions products;
+  at::ScalarType products, kept;  // of q, k, v and the outputs of the heads; the same as backward takes them
 
   AttentionCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                 const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads,

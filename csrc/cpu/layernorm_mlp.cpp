@@ -18,6 +18,13 @@ namespace {
 
 CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
 
+CCT_INLINE void store_hidden(const MlpArgs& a, int64_t i, Vec v) {
+  a.hidden_bf16 ? store(static_cast<BFloat16*>(a.hidden) + i, v) : store(static_cast<float*>(a.hidden) + i, v);
+}
+CCT_INLINE Vec load_hidden(const MlpArgs& a, int64_t i) {
+  return a.hidden_bf16 ? load(static_cast<const BFloat16*>(a.hidden) + i) : load(static_cast<const float*>(a.hidden) + i);
+}
+
 // y = LN(x) of R rows from `row` on; z: the same as float.
 template <typename X, typename T>
 CCT_INLINE void layernorm_rows(const MlpArgs& a, int64_t row, int64_t R, T* y, float* z) {
@@ -37,10 +44,10 @@ CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R
     for (int r = 0; r < rows; ++r) {
       float* t = tile + r * kPanel;
       T* out = h + (i + r) * a.Fp + p * kPanel;
-      T* kept = a.hidden ? static_cast<T*>(a.hidden) + (row + i + r) * a.Fp + p * kPanel : nullptr;
+      const int64_t kept = (row + i + r) * a.Fp + p * kPanel;
       for (int c = 0; c < kPanel; c += kLanes) {
         const Vec pre = load(t + c) + load(a.b1 + p * kPanel + c), v = gelu<T>(pre);
-        if (kept) store(kept + c, pre);
+        if (a.hidden) store_hidden(a, kept + c, pre);
         dropout.active() ? store(t + c, v) : store(out + c, v);
       }
       if (dropout.active()) {
@@ -101,7 +108,6 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
   float* part = take<float>(scratch, 2 * a.Cp);  // of the sums over rows
   std::memset(part, 0, 2 * a.Cp * sizeof(float));
   const X *x = static_cast<const X*>(a.x), *dout = static_cast<const X*>(a.dout);
-  const T* pre = static_cast<const T*>(a.hidden);
 
   for (int64_t row = first; row < last; row += kT) {
     const int64_t R = last - row < kT ? last - row : kT, K = round_up(R, 32);
@@ -139,7 +145,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
             hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
           }
           for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec h = load(pre + (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
+            const Vec h = load_hidden(a, (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
             const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
             store(sums + c, load(sums + c) + d);
             store(dh + (i + r) * a.Fp + p * kPanel + c, d);
@@ -232,7 +238,7 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
   a.eps = float(eps);
   a.x_bf16 = x.scalar_type() == at::kBFloat16;
   a.bf16 = bf16_products(compute);
-  products = a.bf16 ? at::kBFloat16 : at::kFloat;
+  a.hidden_bf16 = compute == at::kBFloat16;
   a.x = x.const_data_ptr();
   a.dropout = dropout_args(kOp, seed, dropout);
   gamma = norm_weight ? padded_vector(norm_weight, C) : padded_vector(at::ones({C}), C);
@@ -264,7 +270,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   a.w2 = call.w2.const_data_ptr();
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
-  at::Tensor hidden = pooled_empty({keep ? call.rows : 0, a.Fp}, call.products);
+  at::Tensor hidden = pooled_empty({keep ? call.rows : 0, a.Fp}, kept_dtype(compute));
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
@@ -274,7 +280,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   for_slices((call.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
   });
-  return {out, mean, rstd, in_dtype(hidden, kept_dtype(compute))};
+  return {out, mean, rstd, hidden};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_backward(
@@ -289,8 +295,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "hidden", hidden_in, {call.rows, a.Fp}, kept_dtype(compute));
-  const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  const at::Tensor hidden = in_dtype(hidden_in, call.products);
+  const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous(),
+                   hidden = hidden_in.contiguous();
   call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
   call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
   a.w1_back = call.w1_back.const_data_ptr();

@@ -16,7 +16,8 @@ struct MlpArgs {
   const void* x;                        // (rows, C)
   void* out;                            // (rows, C)
   float *mean, *rstd;                   // (rows), or null
-  void* hidden;                         // (rows, Fp) of the products' type: h, kept for backward; or null
+  void* hidden;                         // (rows, Fp): h, kept for backward; or null
+  bool hidden_bf16;                     // its storage
   const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
   const void *w1, *w2;                  // panels of fc1^T and fc2^T; for encoder_columns.h the weights
   bool weight_bf16;                     // there: their storage
@@ -62,7 +63,6 @@ struct MlpCall {
   MlpArgs a{};
   at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
   int64_t rows;
-  at::ScalarType products;
 
   MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
           const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,

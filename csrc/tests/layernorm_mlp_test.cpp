@@ -45,13 +45,13 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Array x(in.x, bf), dout(in.dout, bf), gamma = Array::padded(in.gamma), beta = Array::padded(in.beta);
   const Array b1 = Array::padded(in.b1), b2 = Array::padded(in.b2), scale(in.scale, false);
   const Array w1 = packed(in.w1, C, F, true, 0, bf, set.bf16), w2 = packed(in.w2, F, C, true, 0, bf, set.bf16);
-  const Array out(rows * C, bf), mean(rows, false), rstd(rows, false), hidden(rows * round_up64(F), set.bf16);
+  const Array out(rows * C, bf), mean(rows, false), rstd(rows, false), hidden(rows * round_up64(F), bf || set.bf16);
   MlpArgs a{};
   a.N = s.N, a.C = C, a.F = F, a.Cp = round_up64(C), a.Fp = round_up64(F);
   a.eps = 1e-5f;
   a.x_bf16 = bf, a.bf16 = set.bf16;
   a.x = x.data(), a.out = out.data(), a.mean = mean.floats(), a.rstd = rstd.floats();
-  a.hidden = hidden.data();
+  a.hidden = hidden.data(), a.hidden_bf16 = bf || set.bf16;
   a.gamma = gamma.floats(), a.beta = beta.floats(), a.b1 = b1.floats(), a.b2 = b2.floats();
   a.w1 = w1.data(), a.w2 = w2.data(), a.path_scale = scale.floats();
   a.dropout = make_dropout(s.dropout);
