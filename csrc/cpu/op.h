@@ -1,12 +1,10 @@
-// What the host side of every CPU op uses: thread slices, scratch that stays warm, packed weights, dropout arguments.
+// What the host side of every CPU op uses: scratch that stays warm, packed weights, dropout arguments.
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -18,42 +16,12 @@
 #include "isa.h"
 #include "pool.h"
 #include "scratch.h"
+#include "threads.h"
 #include "weights.h"
 
 namespace cct {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-// Slices of a thread's share of the work: the more, the less a thread waits for one that is slower or was interrupted.
-constexpr int64_t kForwardSlices = 4;
-// Gradients are summed for each slice: those of many threads take much memory, and long to add up.
-inline int64_t backward_slices() { return at::get_num_threads() > 16 ? 1 : 2; }
-
-inline int64_t count_slices(int64_t items, int64_t per_thread) { return std::min(items, per_thread * at::get_num_threads()); }
-
-// f(first, last, slot) over `items` in contiguous slices, at most `per_thread` for each thread. The slices, and so every sum
-// made over one, are the same from run to run for a given number of threads. Which thread has one is not: a thread that is
-// done with its own takes those of others.
-template <typename F>
-void for_slices(int64_t items, int64_t per_thread, F f) {
-  const int64_t slots = count_slices(items, per_thread), threads = std::min<int64_t>(slots, at::get_num_threads());
-  struct alignas(64) Queue {
-    std::atomic<int64_t> next;
-  };
-  std::vector<Queue> queues(threads);
-  for (int64_t t = 0; t < threads; ++t) queues[t].next = t * slots / threads;
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t)
-      for (int64_t i = 0; i < threads; ++i) {
-        const int64_t owner = (t + i) % threads, end = (owner + 1) * slots / threads;
-        for (int64_t s; (s = queues[owner].next++) < end;) f(s * items / slots, (s + 1) * items / slots, s);
-      }
-  });
-}
-template <typename F>
-void for_slices(int64_t items, F f) {
-  for_slices(items, 1, f);
-}
 
 // At least `bytes` of this thread's scratch, on a page boundary. It lives as long as the thread: memory touched for the first
 // time is ten times slower than warm memory.
@@ -107,11 +75,6 @@ inline bool bf16_products(at::ScalarType compute) { return compute == at::kBFloa
 
 // The dtype of what is kept for backward: bfloat16 also where it is multiplied in float32, for half the memory.
 inline at::ScalarType kept_dtype(at::ScalarType compute) { return compute == at::kBFloat16 ? at::kBFloat16 : at::kFloat; }
-inline at::Tensor in_dtype(const at::Tensor& t, at::ScalarType dtype) {
-  if (t.scalar_type() == dtype) return t.contiguous();
-  at::Tensor other = pooled_empty(t.sizes(), dtype);
-  return other.copy_(t);
-}
 
 // seed (2,) int64 = (seed, offset), needed when p > 0.
 inline DropoutArgs dropout_args(const char* op, const OptionalTensor& seed, double p) {

@@ -132,7 +132,7 @@ at::Tensor pack(const at::Tensor& weight_in, bool transposed, int64_t group, boo
   const int64_t panels = a.columns / a.group * ((a.group + 63) / 64);
   at::Tensor packed = at::empty({panels, (a.K + 31) / 32 * 32 * 64}, weight.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
   char* out = static_cast<char*>(packed.data_ptr());
-  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+  for_slices(panels, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     for (int64_t p = first; p < last; ++p) CCT_CALL(pack_panel, a, p, out + p * packed.stride(0) * packed.element_size());
   });
   return packed;
@@ -204,8 +204,11 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
     for (int64_t i = 0; i < n; i += kPiece) pieces.push_back({words + i, std::min(kPiece, n - i), w});
   }
   std::vector<uint64_t> part(pieces.size());
-  at::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) part[i] = CCT_CALL(checksum_words, pieces[i].words, pieces[i].n);
+  const int64_t count = int64_t(pieces.size());
+  constexpr int64_t kUnit = 4;  // pieces
+  for_slices((count + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t i = first * kUnit; i < std::min(last * kUnit, count); ++i)
+      part[i] = CCT_CALL(checksum_words, pieces[i].words, pieces[i].n);
   });
   for (size_t i = 0; i < pieces.size(); ++i) hash[pieces[i].weight] = (hash[pieces[i].weight] ^ part[i]) * 1099511628211ull;
   for (size_t w = 0; w < weights.size(); ++w)
