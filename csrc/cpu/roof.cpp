@@ -33,7 +33,7 @@ void multiply(int64_t times, char* scratch) {
 
 }  // namespace
 
-void multiply_hot(int64_t times, bool bf16, char* scratch) {
+void multiply_hot(int64_t times, [[maybe_unused]] bool bf16, char* scratch) {
 #if defined(CCT_BF16_PRODUCT)
   if (bf16) return multiply<BFloat16>(times, scratch);
 #endif
@@ -52,9 +52,7 @@ int64_t multiply_hot_on_all_threads(int64_t times, bool bf16) {
   TORCH_CHECK_VALUE(times >= 0, "multiply_hot: times is ", times, "; expected at least 0");
   const int64_t threads = at::get_num_threads(), a = kHotRows * kHotDepth, panel = kHotDepth * kHotColumns;
   const int64_t bytes = scratch_bytes({a, panel, kHotRows * kHotColumns});
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    CCT_CALL(multiply_hot, times, bf16 && isa() >= Isa::kAvx512Bf16, thread_scratch(bytes));
-  });
+  parallel(threads, [&](int64_t) { CCT_CALL(multiply_hot, times, bf16 && isa() >= Isa::kAvx512Bf16, thread_scratch(bytes)); });
   return threads * times * 2 * a * kHotColumns;
 }
 
