@@ -13,7 +13,7 @@ from cct_kernels.calls import draw_drop_path
 from cct_kernels.checks import expect_int, expect_probability
 
 from .positional import KINDS, sine_table
-from .special import expect_plain_allowed, is_special
+from .special import any_special, expect_plain_allowed, is_special
 
 
 class SelfAttention(nn.Module):
@@ -23,6 +23,9 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
+
+
+PARTS = (nn.LayerNorm, SelfAttention, nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear, nn.Linear)  # of a block, in their order
 
 
 class EncoderBlock(nn.Module):
@@ -50,14 +53,7 @@ class EncoderBlock(nn.Module):
 
     def has_special_parts(self):
         modules = self._modules
-        attention = modules["self_attn"]
-        linears = attention.qkv, attention.proj, modules["linear1"], modules["linear2"]
-        return (
-            is_special(attention, SelfAttention)
-            or any(is_special(linear, nn.Linear) for linear in linears)
-            or is_special(modules["pre_norm"], nn.LayerNorm)
-            or is_special(modules["norm1"], nn.LayerNorm)
-        )
+        return any_special((*modules.values(), *modules["self_attn"]._modules.values()), PARTS)
 
     def tensors(self):
         """The parameters in the order of `cct_kernels.encoder.Block`."""

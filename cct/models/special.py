@@ -8,8 +8,18 @@ def is_special(module, *kinds):
 
     Adapters, pruning, parametrisations and quantised layers are such modules, and those with hooks.
     """
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or type(module) not in kinds
+    return any_special((module,), (type(module),)) or type(module) not in kinds
+
+
+def any_special(modules, kinds):
+    """`is_special` of any of `modules`, a tuple, which are to be of these kinds one by one. Asked in every call: no detours."""
+    if tuple(map(type, modules)) != kinds:
+        return True
+    for module in modules:
+        own = module.__dict__
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            return True
+    return False
 
 
 def expect_plain_allowed(backend, where):

@@ -9,7 +9,9 @@ from torch import nn
 from cct_kernels import conv_tokenizer
 from cct_kernels.checks import expect_int, pair
 
-from .special import expect_plain_allowed, is_special
+from .special import any_special, expect_plain_allowed
+
+STAGE = (nn.Sequential, nn.Conv2d)
 
 
 class ConvStages(nn.Module):
@@ -28,7 +30,7 @@ class ConvStages(nn.Module):
 
     @property
     def convs(self):
-        return [_conv(layer) for layer in self.conv_layers]
+        return [_conv(layer) for layer in self.conv_layers._modules.values()]
 
     def forward(self, x, backend=None):
         for layer in self.conv_layers:
@@ -45,7 +47,7 @@ class ConvStages(nn.Module):
         return x
 
     def has_special_parts(self):
-        return any(_is_special(layer) for layer in self.conv_layers)
+        return any(map(_is_special, self.conv_layers._modules.values()))
 
     def _by_modules(self, layer, x, last):
         """A stage by a call of its convolution."""
@@ -133,8 +135,8 @@ def _conv(layer):
 
 
 def _is_special(layer):
-    conv = _conv(layer)
-    return is_special(conv, nn.Conv2d) or (layer is not conv and is_special(layer, nn.Sequential))
+    inner = layer._modules
+    return any_special((layer, *inner.values()), STAGE) if inner else any_special((layer,), STAGE[1:])
 
 
 def _check(**sizes):

@@ -10,9 +10,9 @@ from cct_kernels.checks import pair, shape_text
 
 from .arguments import keyword_arguments
 from .base import CompactTransformer
-from .encoder import TransformerClassifier, is_special_block, weight_and_bias
+from .encoder import EncoderBlock, TransformerClassifier, weight_and_bias
 from .positional import resize, sine_table
-from .special import is_special
+from .special import any_special
 from .tokenizers import ConvTokenizer, PatchTokenizer
 
 EPS = 1e-5  # of every LayerNorm
@@ -56,33 +56,35 @@ class VisionModel(CompactTransformer):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or not self._is_plain(x):
             return super().forward(x, mask)
         self._check_input(x, mask)
-        tokenizer, classifier = self.tokenizer, self.classifier
-        blocks = classifier.blocks
-        pool = weight_and_bias(classifier.attention_pool) if classifier.seq_pool else (None, None)
-        head = weight_and_bias(classifier.fc) if classifier.num_classes else (None, None)
+        tokenizer, classifier = self._modules["tokenizer"], self._modules["classifier"]
+        parts = classifier._modules
+        blocks = list(parts["blocks"]._modules.values())
+        pool = weight_and_bias(parts["attention_pool"]) if classifier.seq_pool else (None, None)
+        head = weight_and_bias(parts["fc"]) if classifier.num_classes else (None, None)
         return compact_transformer(
             x, [(*weight_and_bias(conv), conv.stride, conv.padding) for conv in tokenizer.convs],
-            [block.tensors() for block in blocks], *weight_and_bias(classifier.norm), num_heads=blocks[0].num_heads,
+            [block.tensors() for block in blocks], *weight_and_bias(parts["norm"]), num_heads=blocks[0].num_heads,
             relu=tokenizer.relu, pool=tokenizer.pool, class_token=classifier.class_emb, positional=classifier.positional_emb,
             pool_weight=pool[0], pool_bias=pool[1], head_weight=head[0], head_bias=head[1], backend=self._backend(),
         )  # fmt: skip
 
     def _is_plain(self, x):
         """Whether calling the modules in turn computes the network in evaluation mode, seen by nobody on the way."""
-        classifier = self.classifier
-        blocks = list(classifier.blocks)
+        own = self._modules  # no searches of nn.Module: for a small network they take as long as the arithmetic
+        tokenizer, classifier = own["tokenizer"], own["classifier"]
+        parts = classifier._modules
+        blocks, pooled = tuple(parts["blocks"]._modules.values()), classifier.seq_pool
+        called = (tokenizer, classifier, parts["norm"], parts["fc"], *((parts["attention_pool"],) if pooled else ()), *blocks)
         head = nn.Linear if classifier.num_classes else nn.Identity
+        kinds = (type(tokenizer), TransformerClassifier, nn.LayerNorm, head, *((nn.Linear,) if pooled else ()))
         return not (
             self.training
             or classifier.training
-            or is_special(self.tokenizer, ConvTokenizer, PatchTokenizer)
-            or self.tokenizer.has_special_parts()
-            or is_special(classifier, TransformerClassifier)
-            or is_special(classifier.fc, head)
-            or is_special(classifier.norm, nn.LayerNorm)
-            or (classifier.seq_pool and is_special(classifier.attention_pool, nn.Linear))
-            or classifier.norm.eps != EPS
-            or any(block.training or is_special_block(block) for block in blocks)
+            or type(tokenizer) not in (ConvTokenizer, PatchTokenizer)
+            or any_special(called, kinds + (EncoderBlock,) * len(blocks))
+            or tokenizer.has_special_parts()
+            or parts["norm"].eps != EPS
+            or any(block.training or block.has_special_parts() for block in blocks)
             or type(self).tokens is not VisionModel.tokens
             or not isinstance(x, torch.Tensor)
             or not (classifier.positional_emb is None or x.shape[2:] == self.img_size)
