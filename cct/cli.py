@@ -5,12 +5,14 @@ stopped by SIGINT or SIGTERM with everything saved.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 
 from cct.commands import data, evaluate, explain, export, info, predict, recipes, report, reproduce, train
 from cct.commands.parser import Parser
+from cct.disk import discard_output, is_full, told
 
 COMMANDS = (train, recipes, reproduce, report, evaluate, predict, explain, export, info, data)
 
@@ -44,21 +46,33 @@ def main(argv=None):
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun one warns for all
         logging.getLogger("cct").setLevel(logging.ERROR)
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()  # here, where a full disk can still be told
+        return code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _tell("stopped")
         return _leave(130)
     except SystemExit as end:  # another process of torchrun says why
         return _leave(end.code)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
-        print(f"cct {args.command}: {_message(error)}", file=sys.stderr)
+        _tell(f"cct {args.command}: {_message(error)}")
         return _leave(code)
+
+
+def _tell(line):
+    """A line on stderr, after what stdout holds back; silently where they lie on the disk that is full."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _leave(code):
@@ -91,14 +105,14 @@ def _exit_code(error):
     from cct.training.run_folder import RunError
     from cct_kernels import BackendError
 
-    if isinstance(error, RunError) or who_is_full(error):
+    if isinstance(error, RunError) or who_is_full(error) or is_full(error):
         return 1
-    return 2 if isinstance(error, ConfigError | DataError | CheckpointError | BackendError) else None
+    return 2 if isinstance(error, ConfigError | DataError | CheckpointError | BackendError) or told(error) else None
 
 
 def _message(error):
     from cct.memory import who_is_full
 
     if (full := who_is_full(error)) is None:
-        return error
+        return told(error) or error
     return f"{full} has no memory left. Smaller batches or smaller images need less; so does another --device"

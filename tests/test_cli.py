@@ -14,6 +14,7 @@ from PIL import Image
 import cct.data
 from cct.cli import main
 from cct.data import published
+from cct.disk import told
 from cct.models import create_model, pretrained
 from cct.models.checkpoints import load_checkpoint
 from cct.training import run_folder
@@ -153,6 +154,98 @@ def test_damaged_files_are_named(capsys, tmp_path, run, photos):
     (copy / "train" / "sky" / "1.png").write_bytes(b"\x89PNG broken")
     assert "1.png" in fails(capsys, "train", copy, "--output", tmp_path / "run")
     assert main(["data", "check", str(copy)]) == 2 and "1.png" in capsys.readouterr().out
+
+
+WAYS_IN = [
+    ["eval", "{}"],
+    ["predict", "{}", "a.png"],
+    ["train", "--output", "{}"],
+    ["train", "--output", "{}/x"],
+    ["train", "--resume", "{}"],
+    ["train", "--resume", "{}/x"],
+    ["train", "--data-dir", "{}", "--data", "cifar10"],
+    ["reproduce", "1", "--runs", "{}", "--dry-run"],
+    ["reproduce", "1", "--results", "{}"],
+    ["reproduce", "--results", "{}"],
+    ["report", "--results", "{}"],
+    ["data", "check", "{}"],
+]
+
+
+@pytest.mark.parametrize("words", WAYS_IN, ids=" ".join)
+def test_a_name_that_is_too_long_is_one_line(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"x{300}.*File name too long", fails(capsys, *(word.format("x" * 300) for word in words)))
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A folder that this process may not enter."""
+    folder = tmp_path / "closed"
+    (folder / "x").mkdir(parents=True)
+    folder.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may enter every folder
+    try:
+        if not os.access(cct.data.__file__, os.R_OK, effective_ids=True):
+            pytest.skip("only root may read the package")
+        yield folder
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("words", WAYS_IN, ids=" ".join)
+def test_a_folder_that_may_not_be_read_is_one_line(capsys, closed, words):
+    words = [word.format(closed) for word in words]
+    try:
+        code = main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    text = capsys.readouterr().err
+    assert code in (1, 2) and len(text.splitlines()) == 1 and str(closed) in text, text
+
+
+def test_errors_of_the_system_name_the_file_and_what_to_do():
+    denied = PermissionError(13, "Permission denied", "a/b")
+    assert told(denied) == "a/b: Permission denied; check its permissions and those of the folders above, or name another place"
+    assert told(OSError(5, "Input/output error", "a")) == "a: Input/output error; check it, or name another place"
+    assert told(OSError(28, "No space", "a")) == "a cannot be written: the disk is full. Make room, then run it again"
+    assert told(OSError(9, "Bad file descriptor")) is None and told(ValueError("a")) is None
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+
+
+@FULL
+@pytest.mark.parametrize("words", [["recipes", "--table", "2"], ["recipes", "--show", "cct_2_3x2-mnist"]], ids=" ".join)
+def test_output_to_a_full_disk(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "cct", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+        told = "cct recipes: the output cannot be written: the disk is full. Make room, then run it again\n"
+        assert (done.returncode, done.stderr) == (1, told)
+        assert subprocess.run([sys.executable, "-m", "cct", *words], stdout=full, stderr=full).returncode == 1
+
+
+@FULL
+def test_a_run_whose_log_is_on_a_full_disk_goes_on_later(photos, tmp_path):
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "cct", "train", photos, *FAST, "--output", folder]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    advice = f"go on with: cct train --resume {folder} (the last save is whole)"
+    assert done.stderr == f"cct train: cannot write the log: the disk is full. Mend that, then {advice}\n"
+    assert done.returncode == 1 and main(["train", "--resume", str(folder)]) == 0
+
+
+def test_a_run_whose_log_is_closed_goes_on_without_it(photos, tmp_path):
+    words = [sys.executable, "-m", "cct", "train", photos, *FAST, "--output", tmp_path / "run"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(), err) == (0, "nobody reads the output any more; going on without it\n")
+    assert run_folder.load_state(tmp_path / "run")[0]["epoch"] == 2
 
 
 def test_memory_that_runs_out_before_the_run_is_one_line(capsys, monkeypatch, tmp_path):

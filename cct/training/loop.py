@@ -5,8 +5,6 @@ same bits.
 import contextlib
 from pathlib import Path
 
-from rich.console import Console
-
 from . import run_folder
 from .config import ConfigError
 from .distributed import joined
@@ -67,17 +65,16 @@ def _resume(workers, folder, overrides, log):
         state, note = workers.share((state, note))
         if state["workers"] != workers.count:
             overrides = {"threads": None, **overrides}  # the cores are shared out anew
-        log = log or _log(workers)
         with workers.together():
             setup = prepare(run_folder.restored_config(state, overrides), workers, pretrained=False)
-        run = Run(setup, Path(folder), log, workers)
+        run = Run(setup, Path(folder), log or _log(workers), workers)
         with workers.together():
             run.load(state)
         run.files.metrics(run.rows)  # the run may have been killed just before it did
         if note:
-            log.line(note)
+            run.say(note)
         return run.go()
 
 
 def _log(workers):
-    return Log(Console(quiet=not workers.first, highlight=False))
+    return Log(quiet=not workers.first)

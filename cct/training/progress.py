@@ -1,22 +1,43 @@
 """What a run says while it goes on: a progress bar on a terminal, plain lines everywhere."""
 
+import contextlib
+import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from cct.disk import discard_output
+
 from .metrics import percent
 
 
-class Log:
-    """Lines for the user; with a bar for the whole run below them when the console is a terminal."""
+class _Output(Console):
+    """stdout; where its reader goes away, as `head` does, what comes after goes nowhere."""
 
-    def __init__(self, console=None):
-        self.console = console or Console(highlight=False)
+    def __init__(self, quiet=False):
+        super().__init__(quiet=quiet, highlight=False)
+
+    def on_broken_pipe(self):
+        """Go on without output; that of rich would end the program in the middle of its work."""
+        self.quiet = True
+        discard_output()
+        with contextlib.suppress(OSError):
+            print("nobody reads the output any more; going on without it", file=sys.stderr, flush=True)
+
+
+class Log:
+    """Lines for the user; with a bar for the whole run below them when the console is a terminal.
+
+    console: stdout if not given, or nothing where `quiet`.
+    """
+
+    def __init__(self, console=None, quiet=False):
+        self.console = console or _Output(quiet)
         self._bar = self._task = None
 
     def line(self, text):
-        """One line, as it is."""
+        """One line, as it is. OSError where it cannot be written, such as on a full disk."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, done, total, batch_size):

@@ -20,7 +20,7 @@ from .evaluate import evaluate
 from .files import Files
 from .interrupt import EXIT_CODES, Interrupt
 from .metrics import best_row, percent, reached, summary
-from .run_folder import RunError
+from .run_folder import RunError, saving
 from .schedules import learning_rate, total_epochs
 from .setup import describe
 from .step import Step
@@ -77,11 +77,11 @@ class Run:
     def go(self):
         """Train to the end, to the target accuracy or to a signal; draw the curve and say how it went."""
         for line in describe(self.setup, self.folder, self.steps, self.epochs, self.workers):
-            self.log.line(line)
+            self.say(line)
         if self.epoch or self.step:
-            self.log.line(f"resumed  after epoch {self.epoch}, step {self.step} of {self.steps}")
+            self.say(f"resumed  after epoch {self.epoch}, step {self.step} of {self.steps}")
         for line in self.changed:
-            self.log.line(line)
+            self.say(line)
         advice = f"Go on with: cct train --resume {self.folder} (the last save is whole)"
         with self.workers.watch(advice), Interrupt(ECHO_SECONDS if self.workers.count > 1 else 0.0) as interrupt:
             signal = None
@@ -99,6 +99,14 @@ class Run:
                 self.log.stop()
             self.files.curve(self.rows)
             return self._finished() if signal is None else self._interrupted(signal)
+
+    def say(self, line):
+        """A line for the user; RunError where the log cannot be written."""
+        self._log(lambda: self.log.line(line))
+
+    def _log(self, write):
+        with self.workers.together(), saving(self.folder, "write the log"):
+            write()
 
     def _train_epoch(self, interrupt):
         """Train to the end of the epoch, or to a signal, which is returned."""
@@ -196,7 +204,7 @@ class Run:
         if due:
             self.save()
             self.files.metrics(self.rows)
-        self.log.epoch(row, self.epochs, self.split, best, self.reported)
+        self._log(lambda: self.log.epoch(row, self.epochs, self.split, best, self.reported))
         (late,) = self.workers.greatest(time.monotonic() - self.drawn_at >= CURVE_SECONDS)
         if late:
             self.files.curve(self.rows)
@@ -285,7 +293,7 @@ class Run:
             f"stopped by {signal.name} in epoch {self.epoch + 1} after step {self.step} of {self.steps}; everything is saved. "
             f"Go on with: cct train --resume {self.folder}"
         )
-        self.log.line(sentence)
+        self.say(sentence)
         return Result(self.folder, self.rows, sentence, EXIT_CODES[signal])
 
     def _less_memory(self, advice):
@@ -312,6 +320,6 @@ class Run:
                 self._test_best()
             sentence += f"; its test top-1 {percent(self.tested)}"
         sentence += "; each image evaluated with its mirror image" if self.config.tta == "flip" else ""
-        self.log.line(sentence)
-        self.log.line(f"run folder: {self.folder}")
+        self.say(sentence)
+        self.say(f"run folder: {self.folder}")
         return Result(self.folder, self.rows, sentence)

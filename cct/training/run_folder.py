@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import errno
 import fcntl
 import itertools
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from cct.disk import is_full
 from cct.memory import who_is_full
 from cct.models.checkpoints import write_atomically
 
@@ -114,14 +114,17 @@ def write_config(folder, config):
 
 
 @contextlib.contextmanager
-def saving(folder):
-    """What goes wrong while saving (a full disk, a lost folder) becomes a RunError of one line."""
+def saving(folder, what=None):
+    """What goes wrong while saving (a full disk, a lost folder), or while doing `what`, becomes a RunError of one line."""
     try:
         yield
     except OSError as error:
-        problem = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        then = f"go on with: cct train --resume {folder} (the last save is whole)" if has_state(folder) else "start it again"
-        raise RunError(f"cannot save to {folder}: {problem}. Mend that, then {then}") from error
+        problem = "the disk is full" if is_full(error) else error.strerror or str(error)
+        then = "start it again"
+        with contextlib.suppress(OSError):  # it may not be read
+            if has_state(folder):
+                then = f"go on with: cct train --resume {folder} (the last save is whole)"
+        raise RunError(f"cannot {what or f'save to {folder}'}: {problem}. Mend that, then {then}") from error
 
 
 def has_state(folder):
