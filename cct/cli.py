@@ -13,6 +13,7 @@ import sys
 from cct.commands import data, evaluate, explain, export, info, predict, recipes, report, reproduce, train
 from cct.commands.parser import Parser
 from cct.disk import discard_output, is_full, told
+from cct.training.parent import follow_parent
 
 COMMANDS = (train, recipes, reproduce, report, evaluate, predict, explain, export, info, data)
 
@@ -43,6 +44,7 @@ def main(argv=None):
         parser.print_help()
         return 0
     _share_cores()
+    follow_parent()
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun one warns for all
         logging.getLogger("cct").setLevel(logging.ERROR)
     try:

@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ from cct.commands import reproduce
 from cct.commands.runs import Runs, _told
 from cct.reports import results
 from cct.reports.curves import read_metrics
-from cct.training import run_folder
+from cct.training import metrics, run_folder
 from cct.training.config import ConfigError
 from cct.training.interrupt import Interrupt
 
@@ -159,8 +161,11 @@ def test_evaluation_at_other_sizes(folder, monkeypatch, capfd):
     (job.folder / "last.safetensors").unlink()
     assert runs.go([job], lambda job: None) == 0  # it is known already
     job.record["at"].clear()
-    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=2))
     assert runs.go([job], lambda job: None) == 1 and job.record["at"] == {}
+    runs.deadline = time.monotonic()
+    capfd.readouterr()
+    assert runs.go([job], lambda job: None) == 0 and job.record["at"] == {}
+    assert capfd.readouterr() == ("stopped at the budget; the same command goes on\n", "")
 
 
 def test_run_stop_and_go_on(folder, capfd):
@@ -176,12 +181,12 @@ def test_run_stop_and_go_on(folder, capfd):
     other, ours = rows_of(folder)
     assert (other["row"], other["state"], other["last"]) == ("CCT-7/3x1, 300 epochs", "not run", "")
     assert ours["last"] == f"{record['last']:.2f}" and ours["paper"] == "98.50" and ours["changes"] == "lr=0.002"
-    metrics = folder / "runs" / "reproduce" / "tiny-lr=0.002" / "seed-42" / "metrics.csv"
-    assert path.with_suffix(".csv").read_bytes() == metrics.read_bytes()
-    assert float(ours["last"]) == pytest.approx(100 * read_metrics(metrics)[-1]["test_top1"], abs=0.005)
+    rows = folder / "runs" / "reproduce" / "tiny-lr=0.002" / "seed-42" / "metrics.csv"
+    assert path.with_suffix(".csv").read_bytes() == rows.read_bytes()
+    assert float(ours["last"]) == pytest.approx(100 * read_metrics(rows)[-1]["test_top1"], abs=0.005)
 
-    before = metrics.stat().st_mtime_ns
-    assert main(words) == 0 and metrics.stat().st_mtime_ns == before and "epoch 2/2" not in capfd.readouterr().out
+    before = rows.stat().st_mtime_ns
+    assert main(words) == 0 and rows.stat().st_mtime_ns == before and "epoch 2/2" not in capfd.readouterr().out
 
     kept = folder / "runs" / "reproduce" / "tiny-lr=0.002" / "seed-42.json"
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "finished": False}))
@@ -195,7 +200,7 @@ def test_the_record_has_the_sessions_of_the_state(folder, monkeypatch):
     """Also those of `cct train --resume` by hand and of other machines; those of a state without any come from the record."""
     job = runs_of(folder, monkeypatch, "")[1][0]
     first, second = ({"began": f"2026-01-0{day} 10:00", "machine": str(day)} for day in (1, 2))
-    state = {"rows": [{}, {}], "seconds_from_start": 7.4}
+    state = {"rows": [{}, {}], "epoch": 1, "seconds_from_start": 7.4}
     unknown = {"began": "", "machine": "not recorded", "versions": "not recorded", "commit": "not recorded"}
     unknown |= {"seconds": 7, "epochs": 2}
     for told, known, expected in [
@@ -210,13 +215,13 @@ def test_the_record_has_the_sessions_of_the_state(folder, monkeypatch):
         job.folder.mkdir(parents=True, exist_ok=True)
         job.record["sessions"] = known
         run_folder.save_state(job.folder, {**state, "sessions": told})
-        assert _told(job) == {"sessions": expected}
+        assert _told(job) == ({"sessions": expected}, False)
     run_folder.save_state(job.folder, {**state, "sessions": [first], "split": "5 train, 1 test"})
-    assert _told(job)["data_split"] == "5 train, 1 test"
+    assert _told(job)[0]["data_split"] == "5 train, 1 test"
     (job.folder / ".resume.pt.7.tmp").touch()  # another process is saving
     for name in (run_folder.STATE, run_folder.PREVIOUS):
         (job.folder / name).write_bytes(b"damage")
-    assert _told(job) == {} and (job.folder / ".resume.pt.7.tmp").exists()
+    assert _told(job) == ({}, False) and (job.folder / ".resume.pt.7.tmp").exists()
 
 
 def test_a_run_does_not_go_on_under_another_recipe(folder, capfd):
@@ -342,6 +347,14 @@ time.sleep(60)
 """
 
 
+LEAVES = """
+import sys
+from cct.training import metrics, run_folder
+run_folder._make(run_folder.Path(sys.argv[1]))
+run_folder.save_state(sys.argv[1], {{"epoch": {}, "rows": [], "seconds_from_start": 0.0}})
+"""
+
+
 def test_the_budget_stops_a_run_that_saves(folder, monkeypatch, capfd):
     runs, jobs = runs_of(folder, monkeypatch, SAVES, budget=1.5 / 60)
     published, began = [], time.monotonic()
@@ -367,14 +380,76 @@ def test_a_signal_is_passed_on(number, folder, monkeypatch):
 
 
 def test_a_failure_does_not_stop_the_others(folder, monkeypatch, capfd):
-    runs, jobs = runs_of(folder, monkeypatch, "import sys; sys.exit(2 * ('seed-42' in sys.argv[1]))")
+    runs, jobs = runs_of(folder, monkeypatch, "import sys\nif 'seed-42' in sys.argv[1]: sys.exit(2)" + LEAVES.format(2))
     assert runs.go(jobs, lambda job: None) == 1
     assert [job.record["finished"] for job in jobs] == [False, True]
     assert "tiny, seed 42: failed with exit code 2" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("leaves", ["", LEAVES.format(1)])
+def test_half_a_run_is_not_finished_whatever_its_exit_code(leaves, folder, monkeypatch, capfd):
+    runs, jobs = runs_of(folder, monkeypatch, leaves)
+    assert runs.go(jobs[:1], lambda job: None) == 1 and not jobs[0].record["finished"]
+    assert capfd.readouterr().err == "tiny, seed 42: ended before its last epoch; the same command goes on\n"
+
+
+def test_a_run_at_its_target_is_finished():
+    row, finished = {"epoch": 1, "test_top1": 0.8, "ema_top1": 0.7}, metrics.finished
+    state = {"epoch": 1, "rows": [row]}
+    assert finished(state, 2, 80) and not finished(state, 2, 81) and not finished(state, 2, None) and finished(state, 1, None)
+    assert finished({"epoch": 1, "rows": [{"val_top1": 0.8}]}, 2, 80)
+    assert not finished({"epoch": 1, "rows": [{**row, "test_top1": None, "ema_top1": None}]}, 2, 80)
+
+
+def test_a_folder_that_another_process_holds_fails_alone(folder, monkeypatch, capfd):
+    runs, jobs = runs_of(folder, monkeypatch, LEAVES.format(2))
+    jobs[0].folder.mkdir(parents=True)
+    with run_folder.locked(jobs[0].folder):
+        assert runs.go(jobs, lambda job: None) == 2
+    assert [job.record["finished"] for job in jobs] == [False, True]
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("tiny, seed 42: ") and "is training in this folder; wait for its end" in line
+
+
+HELD = """
+import sys
+from pathlib import Path
+from cct import recipes
+from cct.cli import main
+recipes.FOLDER = Path("recipes")
+sys.exit(main(["reproduce", "2", "--row", "CCT-7/3x1, 1500", "--set", "epochs=100000"]))
+"""
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGKILL], [signal.SIGTERM] * 2], ids=["killed", "terminated twice"])
+def test_a_run_does_not_outlive_the_command(numbers, folder):
+    """However that ends."""
+    process = subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.DEVNULL)
+    run = folder / "runs" / "reproduce" / "tiny-epochs=100000" / "seed-42"
+    await_that(lambda: (run / "metrics.csv").exists())
+    child = int((run / run_folder.LOCK).read_text().split()[1])
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)  # else two become one
+    assert process.wait() in (-numbers[0], 128 + numbers[0])
+
+    def ended():
+        state = Path(f"/proc/{child}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    await_that(ended)
+    assert len(numbers) > 1 or not (run / run_folder.LOCK).exists()  # with a second signal it may not have saved
+
+
+def await_that(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_what_a_run_leaves_that_never_saved_is_in_nobodys_way(folder, monkeypatch):
-    runs, jobs = runs_of(folder, monkeypatch, "import os, sys; sys.exit(len(os.listdir(sys.argv[1])))")
+    runs, jobs = runs_of(folder, monkeypatch, "import os, sys\nif len(os.listdir(sys.argv[1])): sys.exit(3)" + LEAVES.format(2))
     jobs[0].folder.mkdir(parents=True)
     (jobs[0].folder / "config.yaml").touch()
     assert runs._run(jobs[0], Interrupt()) == 0
@@ -407,6 +482,8 @@ def test_mistakes(folder, capsys):
         (["2", "--set", "epochs"], "--set: got 'epochs', expected KEY=VALUE"),
         (["2", "--set", "epocs=1"], "--set: unknown key 'epocs'; did you mean 'epochs'?"),
         (["2", "--set", "epochs=many"], "epochs: got 'many', expected a whole number"),
+        (["2", "--set", "model=zzz", "--dry-run"], "unknown model 'zzz'"),
+        (["2", "--set", "model=text_cct_2", "--dry-run"], "text_cct_2 reads text; expected an image model"),
         (["2", "--set", "seed=1"], "--set: seed cannot be set here; see --seeds"),
         (["2", "--results", "file"], "--results file: cannot make this folder"),
         (["2", "--runs", "file"], "--runs file: cannot be written"),

@@ -4,6 +4,7 @@ A process for each run keeps threads, memory and crashes apart, and the command 
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,11 @@ from cct.reports.results import read_json, write_json
 from cct.training import run_folder, sessions, settings
 from cct.training.config import ConfigError, read_yaml, resolve
 from cct.training.interrupt import EXIT_CODES, Interrupt
+from cct.training.metrics import finished
+from cct.training.parent import PARENT
+from cct.training.progress import Log
 from cct.training.schedules import total_epochs
+from cct.training.setup import check
 
 FLAGS_OF_MACHINE = ("data_dir", "device", "threads")  # flags that may differ between the parts of a run
 
@@ -40,6 +45,16 @@ class Job:
     @property
     def record_path(self):
         return self.folder.with_suffix(".json")
+
+    @property
+    def name(self):
+        """What messages call it."""
+        return f"{self.recipe}, seed {self.record['seed']}"
+
+    @property
+    def missing(self):
+        """The image sizes at which it is not evaluated yet."""
+        return [size for size in self.sizes if str(size) not in self.record["at"]]
 
     def state(self):
         """'done', 'epoch 12 of 310' or 'not begun'."""
@@ -67,7 +82,7 @@ class Runs:
     """The jobs of one `cct reproduce`."""
 
     def __init__(self, args, changes):
-        self.root, self.changes = Path(args.runs), changes
+        self.root, self.changes, self.log = Path(args.runs), changes, Log()
         self.deadline = float("inf") if args.budget is None else time.monotonic() + 60 * args.budget
         given = {name: getattr(args, name) for name in FLAGS_OF_MACHINE if getattr(args, name) is not None}
         self.machine_words = [word for name, value in given.items() for word in settings.flag(name, value)]
@@ -75,6 +90,7 @@ class Runs:
     def job(self, recipe, n, sizes=()):
         """The run of a recipe with its n-th seed, counted from 0; `sizes` of images at which to evaluate it in the end."""
         config = resolve(self.changes, recipes.path(recipe))
+        check(config)
         seed = config.seed + n
         changes = [f"{name}={settings.text(value)}" for name, value in self.changes.items()]
         folder = self.root / "-".join([recipe, *changes]).replace("/", "_") / f"seed-{seed}"
@@ -112,48 +128,60 @@ class Runs:
                 publish(job)
                 if interrupt.signal is not None:
                     return EXIT_CODES[interrupt.signal]
-        if time.monotonic() >= self.deadline and not all(job.record["finished"] for job in jobs):
-            print("stopped at the budget; the same command goes on")
+        if time.monotonic() >= self.deadline and not all(job.record["finished"] and not job.missing for job in jobs):
+            self.log.line("stopped at the budget; the same command goes on")
         return code
 
     def _run(self, job, interrupt):
-        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, else 0."""
-        self._make_place(job)
+        """One part of a run: to its end, to the budget or to a signal; 1 when it failed, 2 when it is held, else 0."""
+        if held := self._make_place(job):
+            print(f"{job.name}: {held}", file=sys.stderr)
+            return 2
         argv, file = job.argv(), str(recipes.path(job.recipe))
-        print(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]), flush=True)
-        exit_code, stopped = self._wait(argv, interrupt)
-        if run_folder.has_state(job.folder):
-            job.record |= _told(job)
-        job.record["finished"] = exit_code == 0
+        self.log.line(shlex.join(["cct", *(job.recipe if word == file else word for word in argv[3:])]))
+        process, stopped = self._wait(argv, interrupt)
+        told, whole = _told(job) if run_folder.has_state(job.folder) else ({}, False)
+        job.record |= told
+        job.record["finished"] = process.returncode == 0 and whole
         job.save()
-        if exit_code and not stopped:
-            print(f"{job.recipe}, seed {job.record['seed']}: failed with exit code {exit_code}, see above", file=sys.stderr)
-            return 1
-        return 0
+        if process.returncode and not stopped:
+            print(f"{job.name}: failed with exit code {process.returncode}, see above", file=sys.stderr)
+        elif process.returncode == 0 and not whole:
+            print(f"{job.name}: ended before its last epoch; the same command goes on", file=sys.stderr)
+        return 0 if stopped or job.record["finished"] else 1
 
     def _evaluate(self, job, interrupt):
-        """Fill in the accuracies at other image sizes that are missing; 1 when one could not be had, else 0."""
-        missing = [size for size in job.sizes if str(size) not in job.record["at"]]
-        config = read_yaml(job.folder / "config.yaml") if missing else {}
+        """Fill in the accuracies at other image sizes that are missing, until the budget or a signal; 1 when one could not be
+        had, else 0."""
+        config = read_yaml(job.folder / "config.yaml") if job.missing else {}
         flags = [word for name in ("data_dir", "amp") if config.get(name) for word in settings.flag(name, config[name])]
-        for size in missing:
+        for size in job.missing:
+            if time.monotonic() >= self.deadline:
+                break
             words = [str(job.folder / "last.safetensors"), "--img-size", str(size), "--json", *flags, *self.machine_words]
-            done = subprocess.run([sys.executable, "-m", "cct", "eval", *words], stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                return int(interrupt.signal is None)
-            job.record["at"][str(size)] = 100 * json.loads(done.stdout)["top1"]
-            print(f"{job.recipe}, seed {job.record['seed']}: at {size} pixels top-1 {job.record['at'][str(size)]:.2f} %")
+            process, stopped = self._wait([sys.executable, "-m", "cct", "eval", *words], interrupt, stdout=subprocess.PIPE)
+            with process.stdout:
+                text = process.stdout.read()
+            if process.returncode:
+                return int(not stopped)
+            job.record["at"][str(size)] = 100 * json.loads(text)["top1"]
             job.save()
+            self.log.line(f"{job.name}: at {size} pixels top-1 {job.record['at'][str(size)]:.2f} %")
         return 0
 
-    def _wait(self, argv, interrupt):
-        """(exit code, whether we stopped it). A session of its own keeps Ctrl-C of the terminal from reaching it twice."""
-        process, stopped = subprocess.Popen(argv, start_new_session=True), False
+    def _wait(self, argv, interrupt, **options):
+        """(the process, when it has ended; whether we stopped it).
+
+        A session of its own keeps Ctrl-C of the terminal from reaching it twice; it ends when we are gone, however that was.
+        """
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        process = subprocess.Popen(argv, start_new_session=True, env=environment, **options)
+        interrupt.child, stopped = process, False
         try:
             while True:
                 try:
-                    left = self.deadline - time.monotonic()
-                    return process.wait(timeout=max(0.05, min(0.5, left))), stopped
+                    process.wait(timeout=max(0.05, min(0.5, self.deadline - time.monotonic())))
+                    return process, stopped
                 except subprocess.TimeoutExpired:
                     if not stopped and (interrupt.signal is not None or time.monotonic() >= self.deadline):
                         process.terminate()
@@ -161,6 +189,8 @@ class Runs:
         except BaseException:  # a second signal
             process.kill()
             raise
+        finally:
+            interrupt.child = None
 
     def difference(self, job):
         """Why the run that was begun is not that of the recipe: it says something else now. None when it is."""
@@ -181,7 +211,10 @@ class Runs:
         return None
 
     def _make_place(self, job):
-        """The folder above the run; away with what a run leaves that was stopped before its first save."""
+        """The folder above the run; away with what a run leaves that was stopped before its first save.
+
+        Returns None, or who holds the folder.
+        """
         try:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             if job.folder.is_dir() and run_folder.is_untrained(job.folder):
@@ -189,21 +222,27 @@ class Runs:
                     for path in job.folder.iterdir():
                         if path.name != run_folder.LOCK:
                             path.unlink()
+        except ConfigError as held:
+            return held
         except OSError as error:
             raise ConfigError(f"--runs {self.root}: cannot be written ({error.strerror}); choose another --runs") from None
 
 
 def _told(job):
-    """What the state of the run tells: the split of its data, the test accuracy of a run that reports on val (%), its sessions
-    on whatever machine; before them those that only the record knows. {} when the state is damaged."""
+    """(facts, whether all is trained) as the state of the run tells; ({}, False) when it is damaged.
+
+    The facts: the split of its data, the test accuracy of a run that reports on val (%), its sessions on whatever machine,
+    before them those that only the record knows.
+    """
     try:
         state = run_folder.load_state(job.folder)[0]
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return {}
+        return {}, False
     told = sessions.earlier(state)
     dated = [session for session in told if session["began"]]
     older = [s for s in job.record["sessions"] if s["began"] and (not dated or s["began"] < dated[0]["began"])]
     facts = {"data_split": state.get("split"), "tested": None if state.get("tested") is None else 100 * state["tested"]}
     known = {name: value for name, value in facts.items() if value is not None}
-    return {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **known}
+    facts = {"sessions": [*(older or told[: len(told) - len(dated)]), *dated], **known}
+    return facts, finished(state, job.record["planned"], job.record["target"])

@@ -12,10 +12,12 @@ class Interrupt:
 
     A second signal acts as it would without this, so that a hanging run can be ended; not in the first `patience` seconds:
     torchrun passes on the Ctrl-C that its processes have had from the terminal. Does nothing outside the main thread.
+
+    child: None, or the process (subprocess.Popen) that works for us. Whoever reads `signal` ends it; a second one does at once.
     """
 
     def __init__(self, patience=0.0):
-        self.signal, self.patience = None, patience
+        self.signal, self.patience, self.child = None, patience, None
         self._before, self._noted = {}, -float("inf")
 
     def __enter__(self):
@@ -29,9 +31,11 @@ class Interrupt:
     def _note(self, number, frame):
         if self.signal is None:
             self.signal, self._noted = signal.Signals(number), time.monotonic()
-            if self.patience == 0:
+            if self.patience == 0 and self.child is None:
                 self._restore()
         elif time.monotonic() - self._noted > self.patience:
+            if self.child is not None:
+                self.child.terminate()
             self._restore()
             signal.raise_signal(number)
 

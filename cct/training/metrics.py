@@ -43,6 +43,13 @@ def reached(row, split, target):
     return (top1, kind) if target is not None and 100 * top1 >= target else None
 
 
+def finished(state, planned, target):
+    """Whether a run in this resume state has nothing left to train: it had its `planned` epochs, or is at its target."""
+    split = next((name for name in ("test", "val") if any(f"{name}_top1" in row for row in state["rows"])), None)
+    rows = evaluated(state["rows"], split) if split else []
+    return state["epoch"] >= planned or bool(rows and reached(rows[-1], split, target))
+
+
 def summary(rows, data, split, target=None, reported=None):
     """The plain sentence about a run: 'digits test top-1 98.33 % (epoch 30, best 98.61 % at epoch 27)'.
 

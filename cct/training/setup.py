@@ -43,14 +43,12 @@ def prepare(config, workers=None, *, pretrained=True):
     Raises ConfigError or DataError.
     """
     workers = workers or Workers()
-    if config.model.startswith("text_"):
-        raise ConfigError(f"model: {config.model} reads text; expected an image model, see `cct info`")
+    check(config)
     if config.batch_size < workers.count * config.accumulate_steps:
         raise ConfigError(
             f"batch_size: {config.batch_size} images cannot be cut into {workers.count} x {config.accumulate_steps} pieces "
             "(processes x accumulate_steps); raise --batch-size, which counts all processes together"
         )
-    _check_before_loading(config)
     device = choose_device(config.device, workers)
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels are launched on the current one
@@ -116,8 +114,10 @@ def make_model(name, **kwargs):
         raise ConfigError(str(error)) from error
 
 
-def _check_before_loading(config):
-    """What needs no data to be wrong, before any are downloaded."""
+def check(config):
+    """Raise ConfigError for what is seen to be wrong before any data are downloaded: model and augmentation."""
+    if config.model.startswith("text_"):
+        raise ConfigError(f"model: {config.model} reads text; expected an image model, see `cct info`")
     try:
         find(config.model)
     except ValueError as error:
