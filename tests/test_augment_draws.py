@@ -112,6 +112,7 @@ def test_magnitudes_follow_the_text():
     assert older.args[older.codes == p.COLOR][:, 0].unique().tolist() == [1.0]
     wide = drawn(aa="rand-m20-p1-mmax20-inc1").program
     assert wide.args[wide.codes == p.BRIGHTNESS][:, 0].unique().tolist() == pytest.approx([0.1, 2.8])
+    assert wide.args[wide.codes == p.SOLARIZE_ADD][:, 0].unique().tolist() == [128.0]  # timm adds no more
     uniform = drawn(aa="rand-m9-mstd101-p1-inc1").program
     factor = (uniform.args[uniform.codes == p.SHARPNESS][:, 0] - 1).abs()
     assert abs(factor.mean() - 0.405) < 0.02 and factor.max() <= 0.81 and factor.min() < 0.02

@@ -151,7 +151,7 @@ class RandAugment:
             "Rotate": sign * 30 * level,
             "Posterize": (4 - bits if self.inc else bits).clamp(0, 8),
             "Solarize": 256 - threshold if self.inc else threshold,
-            "SolarizeAdd": torch.floor(110 * level).clamp(max=255),
+            "SolarizeAdd": torch.floor(110 * level).clamp(max=128),
             **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), enhance),
             **dict.fromkeys(("ShearX", "ShearY"), sign * 0.3 * level),
             **dict.fromkeys(("TranslateX", "TranslateY"), sign * 0.45 * level),
