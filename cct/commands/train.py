@@ -25,9 +25,9 @@ examples:
 
 The run folder holds config.yaml, metrics.csv, metrics.jsonl, curve.png, best.safetensors, last.safetensors (each with a .json
 beside it) and resume.pt. A run may be stopped at any moment, with kill -9 too: --resume gives the same weights bit for bit as
-a run that was never stopped; with another number of processes the same up to rounding. Exit codes: 0 done, 1 the run cannot
-go on (loss not finite, disk or memory full, a process lost), 2 wrong usage or input, 130 SIGINT, 143 SIGTERM (both after
-saving).
+a run that was never stopped; with another number of processes the same up to rounding if processes x --accumulate-steps stays
+as it was, or dropout and stochastic depth are 0. Exit codes: 0 done, 1 the run cannot go on (loss not finite, disk or memory
+full, a process lost), 2 wrong usage or input, 130 SIGINT, 143 SIGTERM (both after saving).
 
 """
 

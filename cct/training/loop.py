@@ -41,7 +41,8 @@ def _train(workers, config, log):
 def resume(folder, overrides=None, *, log=None):
     """Go on with the run in `folder`, to the same bits as without the stop. overrides: new values for fields in MACHINE.
 
-    With another number of processes the batches stay the same, and so does their loss, up to rounding.
+    With another number of processes the batches stay the same. So do the losses, up to rounding, if processes x
+    accumulate_steps does, or dropout and stochastic depth are 0: each of so many pieces of a batch draws its own masks.
     """
     overrides = overrides or {}
     if fixed := sorted(set(overrides) - set(MACHINE)):

@@ -2,8 +2,8 @@
 
 from .config import FIELDS, KINDS
 
-# What may change from part to part of a run. With another number of pieces in a batch dropout draws other masks, and
-# evaluation takes other batches: the same up to rounding.
+# What may change from part to part of a run: results stay the same up to rounding, but that dropout draws other masks where
+# `accumulate_steps` (times processes) cuts a batch into another number of pieces.
 MACHINE = ("data_dir", "device", "threads", "save_seconds", "accumulate_steps")
 PLACE = (*MACHINE, "output", "seed")  # where a run is and how it is cut, not what it is
 # What `setup.prepare` fills in where it is None.
