@@ -203,7 +203,8 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, whole_run, extra
     (folder / ".best.safetensors.123.tmp").write_bytes(b"left by a kill")
     log = Quiet()
     resume(folder, log=log)
-    assert any("resume.pt is damaged" in line and "going on from" in line for line in log.lines)
+    reason = f"{state} is damaged (not a whole file that torch.save wrote); going on from {folder / run_folder.PREVIOUS}"
+    assert reason in log.lines
     assert not list(folder.glob(".*.tmp"))
     assert_same_run(folder, whole_run)
     for name in (run_folder.STATE, run_folder.PREVIOUS):
@@ -212,6 +213,22 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, whole_run, extra
         ConfigError, match=r"resume\.pt is damaged .*; .*resume\.previous\.pt is damaged .*--pretrained .*last\.safet"
     ):
         resume(folder, log=Quiet())
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_kill_after_a_damaged_state_leaves_a_whole_one(tmp_path, monkeypatch, moment):
+    """While the first new state is written, before it is in its place."""
+    folder = interrupted(configure(tmp_path / "run"), 5).folder
+    (folder / run_folder.STATE).write_bytes(b"damage")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        resume(folder, log=Quiet({1: lambda: (patch.setattr(os, moment, killed), os.kill(os.getpid(), signal.SIGTERM))}))
+    assert (folder / run_folder.DAMAGED).read_bytes() == b"damage"
+    assert resume(folder, log=Quiet()).exit_code == 0
+    assert run_folder.load_state(folder)[1] is None
 
 
 def test_a_state_of_another_version_is_refused(tmp_path):
@@ -421,7 +438,9 @@ def test_a_run_that_could_not_save_once_starts_again(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
     with pytest.raises(ConfigError, match="the folder is not empty; choose another --output"):
         train(configure(tmp_path / "run", epochs=2), log=Quiet())  # another run: that file could be anybody's
+    (tmp_path / "run" / ".resume.pt.123.tmp").write_bytes(b"left by a kill")
     assert train(config, log=Quiet()).exit_code == 0
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def _train(workers, config, log):
             if workers.first:
                 folder = run_folder.create(setup.config)
                 stack.enter_context(run_folder.locked(folder))
+                run_folder.clear_temporaries(folder)
                 run_folder.write_config(folder, setup.config)
         run = Run(setup, workers.share(folder), log or _log(workers), workers)
         run.save()
@@ -62,6 +63,8 @@ def _resume(workers, folder, overrides, log):
                 run_folder.expect_run(folder)
                 stack.enter_context(run_folder.locked(folder))
                 state, note = run_folder.load_state(folder)
+                if note:
+                    run_folder.set_aside(folder)
                 run_folder.clear_temporaries(folder)
         state, note = workers.share((state, note))
         if state["workers"] != workers.count:

@@ -18,7 +18,8 @@ from cct.models.checkpoints import write_atomically
 
 from .config import Config, ConfigError
 
-STATE, PREVIOUS, LOCK, CONFIG = "resume.pt", "resume.previous.pt", "run.lock", "config.yaml"
+STATE, PREVIOUS, DAMAGED = "resume.pt", "resume.previous.pt", "resume.damaged.pt"
+LOCK, CONFIG = "run.lock", "config.yaml"
 TEMPORARY = ".*.tmp"  # files of a save that was killed
 FORMAT = 2  # of the resume state
 
@@ -133,7 +134,10 @@ def has_state(folder):
 
 
 def save_state(folder, state):
-    """Write the resume state; the one before it stays as resume.previous.pt, and one of the two is whole at any moment."""
+    """Write the resume state; the one before it stays as resume.previous.pt, and one of the two is whole at any moment.
+
+    A resume.pt that is there must be whole: see `set_aside`.
+    """
     buffer = BytesIO()  # torch.save to a file hides the reason of a failure
     torch.save({"format": FORMAT, **state}, buffer)
     path = Path(folder) / STATE
@@ -173,18 +177,26 @@ def load_state(folder):
             continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(state, dict):
-                raise TypeError(f"holds a {type(state).__name__}")
         except Exception as error:  # whatever a damaged pickle makes of itself
             if who_is_full(error):
                 raise
-            problems.append(f"{path} is damaged ({(str(error) or repr(error)).splitlines()[0][:80]})")
+            reason = getattr(error, "strerror", None) or "not a whole file that torch.save wrote"
+            problems.append(f"{path} is damaged ({reason})")
+            continue
+        if not isinstance(state, dict):
+            problems.append(f"{path} is damaged (holds a {type(state).__name__})")
             continue
         if state.get("format") != FORMAT:
             raise ConfigError(f"{path}: has format {state.get('format')}; this version of cct-kernels reads {FORMAT}")
         return state, "; ".join([*problems, f"going on from {path}"]) if problems else None
     problems.append(f"start again, from the weights if they are whole: --pretrained {folder / 'last.safetensors'}")
     raise ConfigError("; ".join(problems))
+
+
+def set_aside(folder):
+    """Call a damaged resume.pt resume.damaged.pt: the next save would put it in the place of the previous one, a whole one."""
+    with saving(folder):
+        os.replace(Path(folder) / STATE, Path(folder) / DAMAGED)
 
 
 def clear_temporaries(folder):
