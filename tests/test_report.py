@@ -1,6 +1,7 @@
 """`cct report`: the paper beside ours in Markdown, in one page that needs nothing else, and in figures."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
@@ -219,6 +220,16 @@ def test_mistakes(folder, capsys, monkeypatch):
     for damage in ("epoch,test_top1,seconds\n1,half,3\n", "epoch,test_top1,seconds\n1,0.5\n"):
         record.with_suffix(".csv").write_text(damage)
         assert "seed-42.csv: cannot be read as the metrics of a run" in fails("--results", folder)
+    whole = json.loads(record.read_text())
+    for key, value in [
+        *(("changes", 5), ("seed", "x"), ("last", None), ("ema", None), ("settings", []), ("at", {"16": "x"}), ("note", 5)),
+        *(("sessions", wrong) for wrong in (5, [5], [{"machine": []}])),
+    ]:
+        record.write_text(json.dumps({**whole, key: value}))
+        assert f"seed-42.json: {key} cannot be {json.dumps(value)}; remove it" in fails("--results", folder)
+    record.write_text(json.dumps({**whole, "sessions": [{}]}))
+    assert "seed-42.json: lacks machine, versions, commit; remove it" in fails("--results", folder)
+    record.write_text(json.dumps(whole))
     record.with_suffix(".csv").unlink()
     assert "seed-42.csv: cannot be read as the metrics of a run" in fails("--results", folder)
     record.write_text('{"recipe": "x", "seed": 1}')

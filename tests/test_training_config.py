@@ -135,6 +135,7 @@ def test_forms_of_the_official_files(name, text, value):
         ({"seed": 2**63}, f"seed: got {2**63}, expected at most {2**63 - 1}"),
         ({"epochs": 10**400}, "epochs: got 1000"),
         ({"model_kwargs": {"num_classes": 5}}, "model_kwargs: num_classes is not given here; the data decide"),
+        ({"model_kwargs": {1: 2}}, "model_kwargs: got the key 1, expected names of arguments, such as embedding_dim"),
         ({"model_kwargs": {"img_size": 5}}, "model_kwargs: img_size is not given here; use img_size: SIDE"),
         ({"drop": 0.1, "model_kwargs": {"dropout": 0.2}}, "model_kwargs: dropout is given by its own key too"),
     ],

@@ -23,10 +23,16 @@ COLUMNS = (
     "seeds", "epochs", "minutes", "target", "to_target", "to_target_sd", "split", "recipe", "changes", "machine", "versions",
     "commit", "command",
 )  # fmt: skip
-PUBLISHED = (
-    "recipe", "changes", "seed", "command", "planned", "finished", "sessions", "split", "epochs", "last", "best", "best_epoch",
-    "seconds",
-)  # fmt: skip
+NUMBER = int | float
+PUBLISHED = {
+    "recipe": str, "changes": str, "seed": int, "command": str, "planned": int, "finished": bool, "sessions": list,
+    "split": str, "epochs": int, "last": NUMBER, "best": NUMBER, "best_epoch": int, "seconds": NUMBER,
+}  # fmt: skip
+SESSION = ("machine", "versions", "commit")  # what each session has at least
+MORE = {  # what only some records have
+    "target": NUMBER | None, "settings": dict, "at": dict, "data_split": str, "tested": NUMBER, "ema": NUMBER,
+    "to_target": NUMBER, "note": str,
+}  # fmt: skip
 NOT_RUN, DONE = "not run", "done"
 
 
@@ -103,7 +109,8 @@ def records(results):
     found = []
     for path in sorted(Path(results).glob("runs/*/*.json")):
         run = read_json(path)
-        if missing := [key for key in PUBLISHED if key not in run]:
+        missing = [key for key in PUBLISHED if key not in run]
+        if missing := missing or [key for key in SESSION if any(key not in session for session in run["sessions"])]:
             raise ConfigError(f"{path}: lacks {', '.join(missing)}; remove it")
         found.append({**run, **_since_changed(run), "curve": path.with_suffix(".csv")})
     return found
@@ -255,14 +262,27 @@ def read_table(results, table):
 
 
 def read_json(path):
-    """The dict in a JSON file. ConfigError naming the file when it is damaged."""
+    """The record of a run in a JSON file. ConfigError naming the file when it is damaged."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); remove it") from None
     if not isinstance(value, dict) or "recipe" not in value:
         raise ConfigError(f"{path}: is no record of a run; remove it")
+    if (wrong := _wrong(value)) is not None:
+        raise ConfigError(f"{path}: {wrong} cannot be {json.dumps(value[wrong])[:80]}; remove it")
     return value
+
+
+def _wrong(run):
+    """The first key of a record with a value of another type than that key has, or None."""
+    for key, kind in (PUBLISHED | MORE).items():
+        if key in run and not isinstance(run[key], kind):
+            return key
+    for session in run.get("sessions", []):
+        if not isinstance(session, dict) or not all(isinstance(session.get(key, ""), str) for key in ("began", *SESSION)):
+            return "sessions"
+    return None if all(isinstance(value, NUMBER) for value in run.get("at", {}).values()) else "at"
 
 
 def write_json(path, value):

@@ -181,6 +181,8 @@ class Config:
 
         The official script took the rates too, but never handed them to its models.
         """
+        if no_names := [key for key in self.model_kwargs if not isinstance(key, str)]:
+            raise ConfigError(f"model_kwargs: got the key {no_names[0]!r}, expected names of arguments, such as embedding_dim")
         if own := sorted(set(OWN_KEYS) & self.model_kwargs.keys()):
             raise ConfigError(f"model_kwargs: {own[0]} is not given here; {OWN_KEYS[own[0]]}")
         names = {"drop": "dropout", "attn_drop": "attention_dropout", "drop_path": "stochastic_depth"}
