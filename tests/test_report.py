@@ -133,6 +133,25 @@ def test_report(folder, capsys):
     assert not re.search("#(0072b2|222222)", page.partition("</style>")[2], re.IGNORECASE)  # colours follow the page
 
 
+def test_a_note_stands_beside_the_commit(tmp_path, capsys):
+    """In tables, page and Markdown; and it stays when its run is published again, not when another one is."""
+    publish(tmp_path, "cct_2_3x2-cifar10", 72.66, epochs=5)
+    path = tmp_path / "runs" / "cct_2_3x2-cifar10" / "seed-42.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "with <other> settings"}))
+    rows = results.table_rows("1", results.cells("1"), results.records(tmp_path))
+    assert [row["note"] for row in rows if row["state"] == "done"] == ["with <other> settings"]
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert "| abc (with <other> settings) |" in (tmp_path / "report" / "report.md").read_text()
+    assert "abc<small>with &lt;other&gt; settings</small></td>" in (tmp_path / "report" / "report.html").read_text()
+    run, record = tmp_path / "tmp" / "cct_2_3x2-cifar10" / "seed-42", json.loads(path.read_text())
+    del record["note"]
+    results.publish(run, record, tmp_path)
+    assert json.loads(path.read_text())["note"] == "with <other> settings"
+    record["sessions"] = [{**record["sessions"][0], "began": "later"}]
+    results.publish(run, record, tmp_path)
+    assert "note" not in json.loads(path.read_text())
+
+
 def test_figures_4_to_7_have_a_line_for_each_model(tmp_path, capsys):
     publish(tmp_path, "cct_7_3x2-cifar10", 95.0, epochs=3)
     publish(tmp_path, "cct_7_3x2-figure4-1000", 80.0, epochs=3)

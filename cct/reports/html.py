@@ -59,6 +59,7 @@ tr:not(.kinds) > th:first-child { text-align: left; position: sticky; left: 0; b
 thead tr:first-child > th:first-child { background: var(--head); font-weight: 600; }
 .left { text-align: left; } td.first, th.first { border-left: 1px solid var(--line); }
 td.ours { font-weight: 650; color: var(--ours); }
+.left small { white-space: normal; min-width: 16rem; }
 small { display: block; font-weight: 400; color: var(--soft); font-size: .8125rem; line-height: 1.125rem; }
 td.none { color: var(--soft); }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
@@ -142,6 +143,7 @@ def _runs(runs):
         best = f"{run['best']:.2f}<small>epoch {run['best_epoch']}</small>"
         numbers = [str(run["seed"]), state(run), f"{run['last']:.2f}", best, ema, f"{run['seconds'] / 60:.1f}"]
         texts = [escape(of_sessions(run["sessions"], key)) for key in ("machine", "versions", "commit")]
+        texts[-1] += f"<small>{escape(run['note'])}</small>" if "note" in run else ""
         texts.append(f"<code>{escape(run['command'])}</code>")
         changes = f"<small>{escape(run['changes'])}</small>" if run["changes"] else ""
         cells = "".join(f"<td>{number}</td>" for number in numbers) + "".join(f'<td class="left">{text}</td>' for text in texts)

@@ -57,7 +57,8 @@ def _runs(runs):
         ema = f"{run['ema']:.2f}" if "ema" in run else ""
         best = f"{run['best']:.2f} ({run['best_epoch']})"
         numbers = [f"{run['last']:.2f}", best, ema, f"{run['seconds'] / 60:.1f}"]
-        facts = [of_sessions(run["sessions"], "machine"), of_sessions(run["sessions"], "commit"), f"`{run['command']}`"]
+        commit = of_sessions(run["sessions"], "commit") + (f" ({run['note']})" if "note" in run else "")
+        facts = [of_sessions(run["sessions"], "machine"), commit, f"`{run['command']}`"]
         yield _line([run["recipe"], str(run["seed"]), state(run), *numbers, *facts])
 
 

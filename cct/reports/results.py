@@ -21,7 +21,7 @@ from .curves import read_metrics
 COLUMNS = (
     "table", "row", "dataset", "metric", "paper", "state", "last", "last_sd", "best", "best_sd", "ema", "ema_sd", "highest",
     "seeds", "epochs", "minutes", "target", "to_target", "to_target_sd", "split", "recipe", "changes", "machine", "versions",
-    "commit", "command",
+    "commit", "command", "note",
 )  # fmt: skip
 NUMBER = int | float
 PUBLISHED = {
@@ -77,7 +77,7 @@ def publish(run, record, results):
     run: its folder, RUNS/VARIANT/seed-N. record: recipe, changes, seed, command, settings (what recipe and changes say, key by
     key), planned (epochs), target (% or None), finished, sessions; data_split: how train and test were made, where the state of
     the run told it; tested: of a run that reports on val, the test accuracy of its best weights in %; and `at`, the accuracy of
-    the last weights in % at other image sizes, {"16": ...}.
+    the last weights in % at other image sizes, {"16": ...}. A `note`, added by hand to what is kept, stays with its run.
     """
     metrics = Path(run) / "metrics.csv"
     facts = numbers(read_metrics(metrics), record.get("target")) if metrics.is_file() else {}
@@ -86,10 +86,12 @@ def publish(run, record, results):
     folder = Path(results) / "runs" / run.parent.name
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.name}.json"
-    if path.is_file() and not record["finished"]:
+    if path.is_file():
         kept = read_json(path)
-        if _began(kept) != _began(record) and (kept.get("finished") or kept.get("epochs", 0) > facts["epochs"]):
+        same = _began(kept) == _began(record)
+        if not same and not record["finished"] and (kept.get("finished") or kept.get("epochs", 0) > facts["epochs"]):
             return path
+        facts |= {"note": kept["note"]} if same and "note" in kept else {}
     write_atomically(folder / f"{run.name}.csv", lambda temporary: shutil.copyfile(metrics, temporary))
     write_json(path, {**record, **facts})
     return None
@@ -214,6 +216,7 @@ def _over_seeds(runs):
         "versions": of_sessions(sessions, "versions"),
         "commit": " ".join(dict.fromkeys(session["commit"] for session in sessions)),
         "command": "; ".join(dict.fromkeys(run["command"] for run in shown)),
+        "note": "; ".join(dict.fromkeys(run["note"] for run in shown if "note" in run)),
     }
     row["target"] = last.get("target") or ""
     for name, scale in (("last", 1), ("best", 1), ("ema", 1), ("to_target", 1 / 60)):
@@ -256,7 +259,7 @@ def read_table(results, table):
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+    if missing := set(COLUMNS) - {"note"} - set(reader.fieldnames or ()):  # older tables have none
         raise ConfigError(f"{path}: lacks the columns {', '.join(sorted(missing))}; `cct reproduce` writes it anew")
     return rows
 
