@@ -268,6 +268,15 @@ def test_a_run_that_goes_on_elsewhere_says_what_changed(tmp_path, monkeypatch):
     assert sum(session["seconds"] for session in state["sessions"]) == pytest.approx(state["seconds_from_start"], abs=2)
 
 
+def test_a_run_of_a_larger_machine_says_that_it_has_too_many_threads(tmp_path, monkeypatch):
+    folder = interrupted(configure(tmp_path / "run", threads=3), 1).folder
+    for cores, said in ((2, ["threads  3, as before, on 2 cores: faster with --resume ... --threads 2"]), (3, [])):
+        monkeypatch.setattr(sessions.machine, "machine", lambda cores=cores: {"cpu": "another", "cores": cores})
+        log = Quiet()
+        resume(folder, log=log)
+        assert [line for line in log.lines if line.startswith("threads")] == said
+
+
 def test_a_picture_that_does_not_decode_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
     whole = run_module.batches.epoch
 

@@ -282,6 +282,7 @@ class Run:
             self.changed.append(f"changed  data_dir: {before} -> {self.config.data_dir}")
         if any(line.startswith(("changed  machine", "changed  versions")) for line in self.changed):
             self.changed.append("         from here on the same up to rounding, no longer bit for bit")
+        self.changed += sessions.crowded(self.device, self.workers)
         for name in POSITION:
             value = state[name]
             setattr(self, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)

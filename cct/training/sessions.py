@@ -29,6 +29,15 @@ def earlier(state):
     return state.get("sessions") or [{**NOT_RECORDED, "seconds": seconds, "epochs": len(state["rows"])}]
 
 
+def crowded(device, workers):
+    """A line, in a list, where more threads compute than there are cores: of a run that began on a larger machine; else []."""
+    cores, threads = machine.machine()["cores"], torch.get_num_threads()
+    if device.type != "cpu" or workers.local_count * threads <= cores:
+        return []
+    each, fewer = f"{workers.local_count} x " if workers.local_count > 1 else "", max(1, cores // workers.local_count)
+    return [f"threads  {each}{threads}, as before, on {cores} cores: faster with --resume ... --threads {fewer}"]
+
+
 def changes(before, now):
     """A line for each of machine, versions and commit that is known to have been another in the session before."""
     names = [name for name in ("machine", "versions", "commit") if before[name] not in (now[name], NOT_RECORDED[name])]
