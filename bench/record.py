@@ -8,6 +8,7 @@ from cct.reports.machine import commit, machine, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+NOT_ASKED = "not asked for in this run"  # why a peer is missing that `--peers` did not name
 
 
 def make(key, peers, missing, *, unit="s", work=None, roof=None, **more):
@@ -60,8 +61,11 @@ def lines(row):
         yield (
             f"  {name:<16}" + _numbers(row, peer) + (f"  ours {peer['median'] / ours:5.2f}x" if ours and name != "ours" else "")
         )
+    if others := [name for name, reason in row["missing"].items() if reason == NOT_ASKED]:
+        yield f"  {NOT_ASKED}: {', '.join(others)}"
     for name, reason in row["missing"].items():
-        yield f"  {name:<16}{reason}"
+        if reason != NOT_ASKED:
+            yield f"  {name:<16}{reason}"
     best = best_peer(row)
     if ours and best and best[1] < ours:
         yield f"  LOST to {best[0]}"

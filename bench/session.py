@@ -24,7 +24,7 @@ class Session:
         """Skips the row when --resume finds it with all these peers, or when --minutes are over."""
         same = {**key, "threads": self.threads}.items()
         wanted = {name for name in names if self.wants(name)}
-        if any(same <= row.items() and wanted <= {*row["peers"], *row["missing"]} for row in self.recorded):
+        if any(same <= row.items() and wanted <= _answered(row) for row in self.recorded):
             pytest.skip("recorded")
         if self.minutes is not None and time.monotonic() - self.start > 60 * self.minutes:
             pytest.skip(f"after {self.minutes:g} minutes; go on with --resume")
@@ -32,14 +32,15 @@ class Session:
     def wants(self, name):
         return name == "ours" or not self.chosen or name in self.chosen
 
-    def row(self, key, builders, check, *, flops, moved, slow=False, **more):
+    def row(self, key, builders, check, *, flops, moved, slow=False, timer=None, **more):
         """builders: {peer: function() -> call}; check(peer, call) raises when its result is wrong. Ours must pass.
 
-        slow: also with the peers that compile for minutes.
+        slow: also with the peers that compile for minutes. timer: another way to time than this session's.
         """
         calls, missing = {}, {}
         for name, build in builders.items():
             if not self.wants(name):
+                missing[name] = record.NOT_ASKED
                 continue
             if name in SLOW and not slow and name not in self.chosen:
                 missing[name] = f"compiles for minutes: not in this row but with --peers {name}"
@@ -55,7 +56,7 @@ class Session:
                     raise
                 missing[name] = "left out: " + (str(error).strip().splitlines() or [repr(error)])[0][:200]
         device = key["device"]
-        times = self.timer(calls, rounds=self.rounds, min_time=self.min_time, device=device)
+        times = (timer or self.timer)(calls, rounds=self.rounds, min_time=self.min_time, device=device)
         measured = roof.measure(device, getattr(torch, key["dtype"]), moved)
         peers = {name: dataclasses.asdict(t) for name, t in times.items()}
         key = {**key, "threads": self.threads}
@@ -67,3 +68,8 @@ class Session:
         self.rows.append(row)
         if self.folder is not None:
             record.append(row, self.folder)
+
+
+def _answered(row):
+    """The peers that a row has a time or a reason for."""
+    return {*row["peers"], *(name for name, reason in row["missing"].items() if reason != record.NOT_ASKED)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from .record import RESULTS, best_peer, share_of_roof
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+REST = "inference after 0.2 s of rest"
 KEY = ("kind", "what", "direction", "device", "dtype", "batch", "threads", "stage")
 
 
@@ -43,7 +44,7 @@ def render(machines, ops=True):
 
 def _in_order(rows):
     """By kind, then models in the order of their first row, dtypes, batches."""
-    kinds, names = ("inference", "training", "memory", "op"), list(dict.fromkeys(row.get("what") for row in rows))
+    kinds, names = ("inference", REST, "training", "memory", "op"), list(dict.fromkeys(row.get("what") for row in rows))
 
     def place(row):
         kind = kinds.index(row["kind"]) if row["kind"] in kinds else len(kinds)

@@ -15,6 +15,7 @@ from . import record
 from .peers import INFERENCE, MODULES, autocast
 from .session import PEER_FACTOR
 from .test_ops import DEVICES, PROBE
+from .timing import after_rest
 
 # label: registered name, batches of inference, batches of training
 MODELS = {
@@ -59,7 +60,19 @@ def hold_to_rule(name, result, value, torch_own, exact, dtype):
 @pytest.mark.parametrize(("label", "batch"), rows(1))
 @pytest.mark.parametrize("device", DEVICES)
 def test_inference(bench, device, label, batch, dtype):
-    row = key("inference", label, batch, dtype, device)
+    inference(bench, key("inference", label, batch, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("label", ["CCT-7/3x1", "CCT-2/3x2"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_inference_after_rest(bench, device, label, dtype):
+    """A single image after 0.2 s without one, as a camera or a server with few visitors sends them."""
+    inference(bench, key("inference after 0.2 s of rest", label, 1, dtype, device), timer=after_rest)
+
+
+def inference(bench, row, timer=None):
+    device, label, batch, dtype = (row[name] for name in ("device", "what", "batch", "dtype"))
     bench.begin(row, INFERENCE)
     model = plain_model(label, device).eval()
     x, _ = images(model, batch, device)
@@ -78,7 +91,8 @@ def test_inference(bench, device, label, batch, dtype):
         check,
         flops=2 * batch * count_macs(model).full,
         moved=x.nbytes + DTYPES[dtype].itemsize * parameters,
-        slow=("inference", label, batch) in AUTOTUNED,
+        slow=(row["kind"], label, batch) in AUTOTUNED,
+        timer=timer,
     )
 
 

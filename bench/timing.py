@@ -28,6 +28,19 @@ def interleave(calls, *, rounds, min_time, device="cpu"):
     return {name: summary(values) for name, values in samples.items()}
 
 
+def after_rest(calls, *, rounds, min_time, device="cpu", rest=0.2):
+    """As `interleave`, but each sample is one call after `rest` seconds without any: threads sleep, caches are cold."""
+    del min_time  # of a sample that repeats its call
+    samples = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            time.sleep(rest)
+            samples[name].append(_sample(call, 1, device))
+    return {name: summary(values) for name, values in samples.items()}
+
+
 def summary(samples):
     if len(samples) == 1:
         return Times(*samples * 3, 1)

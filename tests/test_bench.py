@@ -76,6 +76,25 @@ def test_a_peer_that_compiles_for_minutes_is_in_chosen_rows_only(session):
     assert "--peers max-autotune" in session.rows[0]["missing"]["max-autotune"]
 
 
+def test_peers_that_were_not_asked_for_are_named_and_run_when_they_are(session, tmp_path):
+    builders = {name: lambda: lambda: 3 for name in ("ours", "near", "far")}
+    session.chosen = ["near"]
+    session.row(KEY, builders, check, flops=1, moved=12)
+    assert session.rows[0]["missing"] == {"far": record.NOT_ASKED}
+    assert f"  {record.NOT_ASKED}: far" in list(record.lines(session.rows[0]))
+    again = Session(rounds=3, min_time=1e-4, threads=session.threads, peers=["far"], folder=tmp_path, resume=True)
+    again.begin(KEY, builders)
+    again.chosen = ["near"]
+    with pytest.raises(pytest.skip.Exception):
+        again.begin(KEY, builders)
+
+
+def test_the_first_call_after_a_rest():
+    calls = []
+    times = timing.after_rest({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, min_time=1, rest=0.01)
+    assert calls == ["a", "b"] * 3 and times["a"].rounds == 2 and times["b"].median < 0.01
+
+
 def test_resume_skips_what_this_commit_has_recorded(session, tmp_path):
     session.row(KEY, {"ours": lambda: lambda: 3, "no": absent}, check, flops=1, moved=12)
     again = Session(rounds=3, min_time=1e-4, threads=session.threads, peers=[], folder=tmp_path, resume=True)
