@@ -96,6 +96,7 @@ CASES = [
         padding=(1, 2),
     ),
     conv_case("B2_3x32x32_C256_p4", "ViT-Lite-7/4", (2, 3, 32, 32), 256, (4, 4), True, stride=4, relu=False, pool=None),
+    conv_case("B2_3x32x24_C72_p8", "patches of 8 x 8", (2, 3, 32, 24), 72, (8, 8), True, stride=8, relu=False, pool=None),
     conv_case("B1_3x48x32_C72_p16", "ViT/16, small", (1, 3, 48, 32), 72, (16, 16), True, stride=16, relu=False, pool=None),
     conv_case("B2_1x33x300_C128_k4", "text", (2, 1, 33, 300), 128, (4, 300), padding=(2, 0), pool=((2, 1), (2, 1), 0)),
     conv_case("B2_5x19x23_C70_k5x3", "no size a power of two", (2, 5, 19, 23), 70, (5, 3), True, stride=(2, 1), padding=(1, 2)),

@@ -1,7 +1,14 @@
 """Shared fixtures: where the reference numbers and data sets of the project lie, if they are there at all."""
 
 import os
+import random
+import sys
+import zlib
 from pathlib import Path
+
+# PyTorch's own bfloat16 convolution by AMX has given NaN for zeros, and a backward pass of it a crash (2.13.0, November 2026):
+# oneDNN keeps to AVX-512 in the tests. It reads this at its first use; our own kernels never do, and run by AMX all the same.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 import pytest
 import torch
@@ -19,6 +26,26 @@ def pytest_collection_modifyitems(config, items):
         i, n = map(int, shard.split("/"))
         config.hook.pytest_deselected(items=[item for k, item in enumerate(items) if k % n != i])
         items[:] = items[i::n]
+
+
+def _seed(name):
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:  # a machine with a GPU may lack it
+        sys.modules["numpy"].random.seed(seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What the fixtures of a module draw does not depend on which of its tests comes first."""
+    _seed(item.path.name)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    """What a test draws does not depend on which tests ran before it."""
+    _seed(request.node.nodeid)
 
 
 def _shared_folder(name):

@@ -122,9 +122,9 @@ def test_the_script(tmp_path):
 
     def script(*arguments, **more):
         command = ["bash", str(record.ROOT / "bench" / "gpu.sh"), *arguments]
-        return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=900)
 
-    done = script("--self-test", "self_test")
+    done = script("--self-test", "self_test", SELF_TEST="400")  # a busy machine imports PyTorch for long
     assert done.returncode == 0, done.stdout + done.stderr
     assert "self_test: ok" in done.stdout and "cases" in (tmp_path / "gpu.log").read_text()
     failed = script("latency", PYTHON="false")

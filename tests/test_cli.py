@@ -1,10 +1,12 @@
 """The `cct` command as a user types it: what it prints, and one or two plain lines for every mistake."""
 
+import datetime
 import json
 import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,10 +277,12 @@ def test_yaml_then_flags(tmp_path, photos, capsys):
 
 def test_default_output_and_refusal(tmp_path, photos, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    today = SimpleNamespace(today=lambda: datetime.date(2026, 11, 30))  # no midnight between the two
+    monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(date=today))
     words = ["train", str(photos), *FAST, "--epochs", "1"]
     assert main(words) == main(words) == 0
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert [re.fullmatch(r"folder-cct_2_3x2-\d{4}-\d\d-\d\d-(\d)", name)[1] for name in names] == ["1", "2"]
+    assert names == ["folder-cct_2_3x2-2026-11-30-1", "folder-cct_2_3x2-2026-11-30-2"]
     capsys.readouterr()
     assert "not empty; continue it with --resume" in fails(capsys, *words, "--output", f"runs/{names[0]}")
 

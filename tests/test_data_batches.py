@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cct.data import Augment, DataError, Split, batches, draws
 
+repeatable = settings(max_examples=30, derandomize=True, database=None, deadline=None)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PINNED = [[3614144846, 4143350740, 804572364, 1494906522], [51949290, 256459035, 2761752132, 1726151010]]
 
@@ -42,7 +43,7 @@ def test_drop_last(drop_last, sizes):
     assert batches.num_batches(23, 5, drop_last) == len(sizes)
 
 
-@settings(max_examples=30, deadline=None)
+@repeatable
 @given(seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 5000), start=st.integers(0, 6), batch_size=st.integers(1, 30))
 def test_resume_gives_the_same_batches(seed, epoch, start, batch_size):
     split = make_split()
@@ -50,7 +51,7 @@ def test_resume_gives_the_same_batches(seed, epoch, start, batch_size):
     assert_equal(run(split, seed=seed, epoch=epoch, batch_size=batch_size, start=start), whole[start:])
 
 
-@settings(max_examples=30, deadline=None)
+@repeatable
 @given(batch_size=st.integers(1, 30), other=st.integers(1, 30))
 def test_a_sample_does_not_depend_on_the_batch_size(batch_size, other):
     split = make_split()

@@ -11,7 +11,7 @@ from cct_kernels.dispatch import DTYPES
 from cct_kernels.testing import attention_case, cases, compare, make_inputs, poisoned_memory, run
 
 # More keys than the CPU's backward keeps at a time; for the interpreted GPU kernels it would take minutes.
-LONG = attention_case("B1_N600_C24_H2_mask_train", "long, masked", 1, 600, 24, 2, 0.2, 0.1, mask=True)
+LONG = attention_case("B3_N600_C24_H2_mask_train", "long, masked: whole, half, nothing", 3, 600, 24, 2, 0.2, 0.1, mask=True)
 CASES = {case.name: case for case in [*cases("layernorm_attention"), LONG]}
 NATIVE = torch.ops.cct_kernels
 

@@ -290,8 +290,8 @@ def test_stochastic_depth_drops_whole_samples_independently():
     assert torch.equal(none, torch.ones(2, 4000))
     kept, other = scales > 0
     torch.testing.assert_close(scales[0][kept], torch.full_like(scales[0][kept], 1 / 0.6))
-    assert abs(kept.float().mean() - 0.6) < 4 * math.sqrt(0.24 / 4000)
-    assert abs((kept & other).float().mean() - 0.36) < 4 * math.sqrt(0.36 * 0.64 / 4000)
+    assert abs(kept.float().mean() - 0.6) < 6 * math.sqrt(0.24 / 4000)
+    assert abs((kept & other).float().mean() - 0.36) < 6 * math.sqrt(0.36 * 0.64 / 4000)
 
     with torch.no_grad():  # branches that are constant show which samples got them
         for p in last.parameters():

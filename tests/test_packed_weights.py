@@ -1,8 +1,8 @@
 """Packed weights are kept between calls: a changed weight must never meet its old panels."""
 
 import copy
+import gc
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.utils import parametrizations, prune
@@ -27,6 +27,11 @@ class Block(torch.nn.Module):
         return op(self.x, **{name: getattr(self, name) for name in self.names})
 
 
+def drawn(like):
+    """Random values of that shape whose products with numbers near 1 stay near 1."""
+    return torch.randn(like.shape) / like.shape[-1] ** (0.5 * (like.dim() > 1))
+
+
 def in_place(block):
     with torch.no_grad():
         block.fc1_weight[3, 5] += 1.0
@@ -49,15 +54,15 @@ def exchanged_through_data(block):
 
 
 def replaced_data(block):
-    block.fc1_weight.data = torch.randn_like(block.fc1_weight)
+    block.fc1_weight.data = drawn(block.fc1_weight)
 
 
 def replaced(block):
-    block.fc1_weight = torch.nn.Parameter(torch.randn_like(block.fc1_weight))
+    block.fc1_weight = torch.nn.Parameter(drawn(block.fc1_weight))
 
 
 def load(block):
-    block.load_state_dict({name: torch.randn_like(value) for name, value in block.state_dict().items()})
+    block.load_state_dict({name: drawn(value) for name, value in block.state_dict().items()})
 
 
 def optimizer(block, **kind):
@@ -76,7 +81,7 @@ def through_a_view(block):
 
 def another_storage(block):
     with torch.no_grad():
-        block.fc1_weight.set_(torch.randn_like(block.fc1_weight).untyped_storage(), 0, block.fc1_weight.shape)
+        block.fc1_weight.set_(drawn(block.fc1_weight).untyped_storage(), 0, block.fc1_weight.shape)
 
 
 def through_the_storage(block):
@@ -84,7 +89,7 @@ def through_the_storage(block):
 
 
 def released_and_filled_again(block):  # as sharded training does
-    storage, value = block.fc1_weight.untyped_storage(), torch.randn_like(block.fc1_weight)
+    storage, value = block.fc1_weight.untyped_storage(), drawn(block.fc1_weight)
     size = storage.nbytes()
     storage.resize_(0)
     storage.resize_(size)
@@ -92,7 +97,7 @@ def released_and_filled_again(block):  # as sharded training does
 
 
 def swapped(block):
-    torch.utils.swap_tensors(block.fc1_weight, torch.nn.Parameter(torch.randn_like(block.fc1_weight)))
+    torch.utils.swap_tensors(block.fc1_weight, torch.nn.Parameter(drawn(block.fc1_weight)))
 
 
 def two_weights_change_places(block):
@@ -107,7 +112,7 @@ def in_shared_memory(block):
 
 
 def in_numpy_memory(block):
-    array = np.random.randn(*block.fc1_weight.shape).astype("float32")
+    array = drawn(block.fc1_weight).numpy()
     block.fc1_weight.data = torch.from_numpy(array)
     block()
     array[0, 0] += 50
@@ -183,7 +188,7 @@ def test_new_weights_in_the_memory_of_old_ones():
     """Freed memory comes back at the same address: the panels belong to the tensor, not to the address."""
     for _ in range(20):
         block = Block()
-        torch.nn.init.normal_(block.fc1_weight)
+        block.fc1_weight.copy_(drawn(block.fc1_weight))
         torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
         del block
 
@@ -217,7 +222,8 @@ def test_constant_weights():
 @torch.no_grad()
 def test_old_values_that_come_back_after_constant_weights():
     """As an evaluation of averaged weights leaves them, put back through `.data`."""
-    block, average = Block(), torch.randn(128, 128)
+    block = Block()
+    average = drawn(block.fc1_weight)
     own = block.fc1_weight.detach().clone()
     with constant_weights():
         block()
@@ -237,6 +243,7 @@ def test_weights_of_a_functional_call():
 
 
 def test_large_results_come_from_the_pool_and_can_be_released():
+    gc.collect()  # no result of another test comes back meanwhile
     x = torch.randn(64, 64, 128)
     weights = {name: value for name, value in make_inputs(cases("layernorm_mlp")[1], torch.float32).items() if name != "x"}
     out = layernorm_mlp(x, **weights)
@@ -253,6 +260,7 @@ def test_large_results_come_from_the_pool_and_can_be_released():
 
 @torch.no_grad()
 def test_sizes_that_vary_do_not_pile_up():
+    gc.collect()
     torch.ops.cct_kernels.release_memory()
     weights = {name: value for name, value in make_inputs(cases("layernorm_mlp")[1], torch.float32).items() if name != "x"}
     sizes = []

@@ -94,14 +94,14 @@ def test_what_fails_or_gives_other_results_is_refused(capsys):
         if size == 16:
             raise RuntimeError("out of resource: shared memory")
         if size == 2:
-            time.sleep(2e-3)
+            time.sleep(0.05)
         return x * (2 if size != 8 else 3)
 
     job = tune.Job("double", torch.float32, None, lambda: ({"x": torch.ones(3)}, op))
     (leaf,) = tune.leaves(table, "T")
     leaf.jobs = [job]
     slow, fast, failed, wrong = tune.Timer(leaf)([(2, 1), (4, 1), (16, 1), (8, 1)])
-    assert fast < 1e-3 < slow < 1 and failed == wrong == float("inf")
+    assert fast < 0.05 <= slow and failed == wrong == float("inf")
     assert table == {64: (4, 1)} and "(16, 1): RuntimeError" in capsys.readouterr().out
 
 
