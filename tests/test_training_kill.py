@@ -51,24 +51,24 @@ def await_change(path, before, process):
 
 def test_kill_9_and_resume(tmp_path, photos):
     whole, run = tmp_path / "whole", tmp_path / "run"
-    began = time.monotonic()
     assert main(["train", str(photos), *FLAGS, "--output", str(whole)]) == 0
-    duration = time.monotonic() - began
-    state, before, delays, codes = run / run_folder.STATE, None, [], []
+    state, before, saves, codes = run / run_folder.STATE, None, [], []
     for kill in range(KILLS):
         process = start(photos, *FLAGS, "--output", run) if kill == 0 else start("--resume", run)
-        await_change(state, before, process)
-        delays.append(random.uniform(0, 0.8 * duration / KILLS))
-        time.sleep(delays[-1])
+        saves.append(random.randint(1, 15))  # of 120: the run goes on while this process may be kept waiting
+        for _ in range(saves[-1]):
+            await_change(state, before, process)
+            before = state.stat().st_mtime_ns
+        time.sleep(random.uniform(0, 0.01))  # about a step: not only just after a save
         process.send_signal(signal.SIGKILL)
         codes.append(process.wait())
         process.stderr.close()
         before = state.stat().st_mtime_ns
-    assert codes[0] == -signal.SIGKILL and set(codes) <= {-signal.SIGKILL, 0}, delays
-    assert main(["train", "--resume", str(run)]) == 0, delays
-    assert [row["epoch"] for row in read_metrics(run / "metrics.csv")] == list(range(1, EPOCHS + 1)), delays
+    assert codes[0] == -signal.SIGKILL and set(codes) <= {-signal.SIGKILL, 0}, saves
+    assert main(["train", "--resume", str(run)]) == 0, saves
+    assert [row["epoch"] for row in read_metrics(run / "metrics.csv")] == list(range(1, EPOCHS + 1)), saves
     assert_same_run(run, whole)
-    assert not list(run.glob(".*.tmp")), delays
+    assert not list(run.glob(".*.tmp")), saves
 
 
 def test_sigterm_ends_with_143_and_says_how_to_go_on(tmp_path, photos):
