@@ -14,6 +14,9 @@ class Interrupt:
     torchrun passes on the Ctrl-C that its processes have had from the terminal. Does nothing outside the main thread.
 
     child: None, or the process (subprocess.Popen) that works for us. Whoever reads `signal` ends it; a second one does at once.
+
+    After an error of a process with `patience`, one of several, SIGTERM stays ignored: torchrun sends it to all of them as soon
+    as one is lost, and each of the others has to say so first. One that does not end is killed by torchrun half a minute later.
     """
 
     def __init__(self, patience=0.0):
@@ -25,7 +28,9 @@ class Interrupt:
             self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, error, *_):
+        if error is not None and self.patience > 0 and self._before:
+            self._before[signal.SIGTERM] = signal.SIG_IGN
         self._restore()
 
     def _note(self, number, frame):
