@@ -23,9 +23,9 @@ SMALL = {
 }
 
 
-def train(fused, *, seed=0, dim=128, dtype=torch.float32, autocast=False, batch=8, lr=0.005, steps=STEPS, **rates):
+def train(fused, *, weights=0, seed=0, dim=128, dtype=torch.float32, autocast=False, batch=8, lr=0.005, steps=STEPS, **rates):
     """The losses of `steps` steps of momentum SGD on random images with labels that can be learned from them."""
-    torch.manual_seed(0)  # the same initial weights and data for all; `seed` draws the masks
+    torch.manual_seed(weights)  # the initial weights and data; `seed` draws the masks
     rates = {"dropout": 0.0, "attention_dropout": 0.0, "stochastic_depth": 0.0} | rates
     model = CCT(**SMALL, embedding_dim=dim, fused=fused, **rates).to(dtype).train()
     images = torch.randn(4 * batch, 3, 12, 12)
@@ -48,14 +48,18 @@ def train(fused, *, seed=0, dim=128, dtype=torch.float32, autocast=False, batch=
 @pytest.mark.parametrize(("autocast", "eps"), [(False, 2**-23), (True, 2**-8)], ids=["float32", "bfloat16"])
 def test_fifty_steps_without_dropout(autocast, eps):
     """Rounding of a step is carried on by all later ones, and training amplifies it: how much is a matter of the weights and
-    not of who rounds. So the yardstick is the error of plain PyTorch on the same trajectory, both against float64: at
-    every step no more than twice the largest so far, as in the rule for one op, plus 4 eps for the loss itself."""
-    exact = train(False, dtype=torch.float64)
-    assert exact[-4:].mean() < 0.7 * exact[:4].mean()  # it learns
-    plain, fused = (train(f, autocast=autocast) - exact for f in (False, "strict"))
-    bound = 2 * plain.abs().cummax(0).values + 4 * eps * exact.max()
-    assert (fused.abs() <= bound).all(), f"{(fused.abs() / bound).max():.2f} times the bound"
-    assert bound.max() < 40 * eps * exact.max()  # so the losses do agree to rounding, at the last step as well
+    not of who rounds. So the yardstick is the largest error of plain PyTorch on the same trajectories, both against float64.
+    One pixel that loses its window by rounding can make it fifty times as large (1 of 12 runs): hence the median of three
+    runs. In float32 one gradient that is wrong by 1 % is past the bound, five times and more."""
+    errors = []
+    for weights in range(3):
+        exact = train(False, weights=weights, dtype=torch.float64)
+        assert exact[-4:].mean() < 0.7 * exact[:4].mean()  # it learns
+        pair = [train(fused, weights=weights, autocast=autocast) - exact for fused in (False, "strict")]
+        errors.append(torch.stack(pair).abs().amax(1) / exact.max())
+    plain, fused = torch.stack(errors).median(0).values.tolist()
+    assert fused <= (bound := 8 * plain + 4 * eps), f"{fused / bound:.2f} times the bound"
+    assert bound < 160 * eps  # so the losses do agree to rounding
 
 
 RATES = {"dropout": 0.2, "attention_dropout": 0.3, "stochastic_depth": 0.3}
@@ -69,11 +73,11 @@ def mean_losses(fused, runs, steps=STEPS, **rates):
 
 def test_fifty_steps_with_dropout():
     """The losses under dropout have one distribution, fused or not: Kolmogorov-Smirnov, two tests at a false-alarm rate of
-    1e-3 each (the seeds are fixed: no test can fail by chance later). Twice the rates are told apart at the same level."""
+    1e-5 each, as the same seeds give other runs on other CPUs. Twice the rates give 2e-6; 1e-3 leaves them room as well."""
     plain, fused = mean_losses(False, 16), mean_losses("strict", 16)
-    wrong = mean_losses("strict", 8, STEPS // 2, dropout=0.4, attention_dropout=0.6)
+    wrong = mean_losses("strict", 16, STEPS // 2, dropout=0.4, attention_dropout=0.6)
     for a, b in zip(plain, fused, strict=True):
-        assert stats.ks_2samp(a, b).pvalue > 1e-3
+        assert stats.ks_2samp(a, b).pvalue > 1e-5
     assert stats.ks_2samp(plain[0], wrong[0]).pvalue < 1e-3
 
 
