@@ -29,9 +29,9 @@ struct SeqPoolArgs {
 };
 
 CCT_DECLARE(void seqpool_forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row))
-CCT_DECLARE(void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row))
-CCT_DECLARE(void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout,
-                                         float sum_score_weight, float* U, float* V, float* sum_ds, float* row))
+CCT_DECLARE(void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, double* partial, float* row))
+CCT_DECLARE(void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_p,
+                                         float sum_gout, float sum_score_weight, float* U, float* V, float* sum_ds, float* row))
 
 }  // namespace cct
 
@@ -87,10 +87,10 @@ void forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, flo
   partial[1] = running_sum;
 }
 
-// p and t of these tokens; partial[0] = their part of D.
+// p and t of these tokens; partial = the sums of p t and of p. The latter is 1 but for the rounding of lse, common to all p.
 template <typename T>
-void backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row) {
-  float D = 0.f;
+void backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, double* partial, float* row) {
+  partial[0] = partial[1] = 0;
   for (int64_t n = n0; n < n1; ++n) {
     const int64_t token = b * a.N + n;
     saved_row<T>(a, token, row);
@@ -98,19 +98,19 @@ void backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, fl
     const float t = dot(row, a.gout, a.width);
     a.prob[token] = p;
     a.t[token] = t;
-    D += p * t;
+    partial[0] += double(p) * t;
+    partial[1] += p;
   }
-  partial[0] = D;
 }
 
 template <typename T>
-void backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout, float sum_score_weight,
-                     float* U, float* V, float* sum_ds, float* row) {
+void backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_p, float sum_gout,
+                     float sum_score_weight, float* U, float* V, float* sum_ds, float* row) {
   float total_ds = 0.f;
   for (int64_t n = n0; n < n1; ++n) {
     const int64_t token = b * a.N + n;
     saved_row<T>(a, token, row);
-    const float p = a.prob[token], ds = p * (a.t[token] - D);
+    const float p = a.prob[token] / sum_p, ds = p * (a.t[token] - D);
     total_ds += ds;
     float scale = 1.f, shift = 0.f, slope = 0.f;
     if (a.norm) {  // score_n = xhat . (g w), recovered from the saved row rather than stored
@@ -140,14 +140,14 @@ void seqpool_forward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t
   a.bf16 ? forward_tokens<BFloat16>(a, b, n0, n1, partial, row) : forward_tokens<float>(a, b, n0, n1, partial, row);
 }
 
-void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float* partial, float* row) {
+void seqpool_backward_scores(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, double* partial, float* row) {
   a.bf16 ? backward_scores<BFloat16>(a, b, n0, n1, partial, row) : backward_scores<float>(a, b, n0, n1, partial, row);
 }
 
-void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_gout,
+void seqpool_backward_tokens(const SeqPoolArgs& a, int64_t b, int64_t n0, int64_t n1, float D, float sum_p, float sum_gout,
                              float sum_score_weight, float* U, float* V, float* sum_ds, float* row) {
-  a.bf16 ? backward_tokens<BFloat16>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, sum_ds, row)
-         : backward_tokens<float>(a, b, n0, n1, D, sum_gout, sum_score_weight, U, V, sum_ds, row);
+  a.bf16 ? backward_tokens<BFloat16>(a, b, n0, n1, D, sum_p, sum_gout, sum_score_weight, U, V, sum_ds, row)
+         : backward_tokens<float>(a, b, n0, n1, D, sum_p, sum_gout, sum_score_weight, U, V, sum_ds, row);
 }
 
 }  // namespace cct::CCT_ISA
@@ -285,20 +285,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> seqpool_backward(
   a.dx = dx.data_ptr();
   const int64_t chunks = chunks_per_image(B, N), W = a.width;
   const float sum_score_weight = total(score_weight.data(), C);
-  std::vector<float> D(B * chunks), ds(B * chunks), UV(B * chunks * 2 * W, 0.f);  // U and V of each chunk
+  std::vector<double> sums_of_scores(2 * B * chunks);              // of p t and of p of each chunk
+  std::vector<float> ds(B * chunks), UV(B * chunks * 2 * W, 0.f);  // U and V of each chunk
 
   auto scores = [&](int64_t i, float* row) {
     SeqPoolArgs image = a;
     image.gout = gout.data() + i / chunks * W;
-    CCT_CALL(seqpool_backward_scores, image, i / chunks, i % chunks * N / chunks, (i % chunks + 1) * N / chunks, &D[i], row);
+    CCT_CALL(seqpool_backward_scores, image, i / chunks, i % chunks * N / chunks, (i % chunks + 1) * N / chunks,
+             &sums_of_scores[2 * i], row);
   };
   auto tokens = [&](int64_t i, float* row) {
     SeqPoolArgs image = a;
     const int64_t b = i / chunks;
     image.gout = gout.data() + b * W;
-    CCT_CALL(seqpool_backward_tokens, image, b, i % chunks * N / chunks, (i % chunks + 1) * N / chunks,
-             total(D.data() + b * chunks, chunks), total(image.gout, C), sum_score_weight, UV.data() + i * 2 * W,
-             UV.data() + (i * 2 + 1) * W, &ds[i], row);
+    double pt = 0, p = 0;
+    for (int64_t k = b * chunks; k < (b + 1) * chunks; ++k) pt += sums_of_scores[2 * k], p += sums_of_scores[2 * k + 1];
+    CCT_CALL(seqpool_backward_tokens, image, b, i % chunks * N / chunks, (i % chunks + 1) * N / chunks, float(pt / p), float(p),
+             total(image.gout, C), sum_score_weight, UV.data() + i * 2 * W, UV.data() + (i * 2 + 1) * W, &ds[i], row);
   };
   for_slices(B * chunks, [&](int64_t first, int64_t last, int64_t) {
     std::vector<float> row(W, 0.f);
