@@ -484,6 +484,7 @@ def test_mistakes(folder, capsys):
     (folder / "file").touch()
     for words, message in [
         (["5"], "unknown table '5' (there are 1, 2, "),
+        (["9"], "table 9 holds dropout rates and no accuracy; the recipes of Tables 7 and 8 train with them"),
         (["3"], "Table 3: no recipe gives one of its numbers"),
         (["2", "--row", "CCT-7/3x1, 30 epochs"], "Table 2 has no 'CCT-7/3x1, 30 epochs' with a recipe; did you mean"),
         (["2", "--dataset", "cifar10"], "--dataset: Table 2 has no 'cifar10' with a recipe (there are digits)"),

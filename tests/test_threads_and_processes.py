@@ -244,3 +244,35 @@ def test_ddp_gives_the_gradients_of_the_joint_batch(tmp_path):
 
 if __name__ == "__main__":
     fork_while_another_thread_holds_a_lock(sys.argv[1])
+
+
+AFTER_RESTS = """
+import os, sys, time
+from pathlib import Path
+if {cores}:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])
+given = sorted(os.sched_getaffinity(0))
+import torch
+sys.path.insert(0, os.path.dirname({here!r}))
+from {name} import batch, build
+model, (x, _) = build().eval(), batch(1)
+torch.set_num_threads({threads})
+with torch.no_grad():
+    first = model(x)
+    for _ in range(8):
+        time.sleep(0.03)
+        assert torch.equal(model(x), first)
+threads = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+assert len(threads) >= {threads}
+for thread in threads:
+    assert sorted(os.sched_getaffinity(thread)) == given, "a thread stays bound"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
+@pytest.mark.parametrize(("threads", "cores"), [(2, 0), (4, 0), (2, 1)])
+def test_threads_move_after_a_rest_and_stay_free(threads, cores):
+    """A thread that moves to another core is bound to it for a moment only; more threads than cores get on as well."""
+    script = AFTER_RESTS.format(here=__file__, name=__name__.rpartition(".")[2], threads=threads, cores=cores)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=10 * DEADLINE)
+    assert done.returncode == 0, done.stderr

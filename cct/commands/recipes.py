@@ -29,6 +29,7 @@ def run(args):
     from rich.table import Table
 
     from cct import recipes
+    from cct.reports.paper import WITHOUT_CELLS
     from cct.training.config import ConfigError, nearest
 
     if args.show is not None:
@@ -37,6 +38,8 @@ def run(args):
     names = recipes.names(args.pattern)
     if args.table is not None:
         tables = sorted({cell.table for cell in recipes.cells()})
+        if args.table in WITHOUT_CELLS:
+            raise ConfigError(f"--table: Table {args.table} {WITHOUT_CELLS[args.table]}")
         if args.table not in tables:
             raise ConfigError(f"--table: got {args.table!r}, expected one of {', '.join(tables)}{nearest(args.table, tables)}")
         given = {cell.recipe for cell in recipes.cells(args.table)}

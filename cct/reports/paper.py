@@ -38,6 +38,7 @@ DATA_SETS = {
     "flowers102": "Flowers-102",
     "imagenet": "ImageNet-1k",
 }
+WITHOUT_CELLS = {"9": "holds dropout rates and no accuracy; the recipes of Tables 7 and 8 train with them"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def key(name):
     """The key of a table as users may write it: "1", "table1", "Table 1" and "table-1" are "1". ConfigError when unknown."""
     word = str(name).strip().lower().replace(" ", "").replace("-", "_")
     word = word.removeprefix("table").lstrip("_") or word
+    if word in WITHOUT_CELLS:
+        raise ConfigError(f"table {word} {WITHOUT_CELLS[word]}")
     if word not in TITLES:
         raise ConfigError(f"unknown table {name!r}{nearest(word, TITLES)} (there are {', '.join(TITLES)})")
     return word
