@@ -1,6 +1,7 @@
 """Where a command writes: a folder made when needed, and one line for what goes wrong."""
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 from cct.training.config import ConfigError
@@ -19,5 +20,9 @@ def writing_to(folder, flag="--output"):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{flag} {folder}: cannot make this folder ({error.strerror}); choose another {flag}") from None
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # now, and not after hours of work
+    except OSError as error:
+        raise ConfigError(f"{flag} {folder}: cannot be written ({error.strerror}); choose another {flag}") from None
     with saving(folder):
         yield folder
