@@ -38,8 +38,13 @@ class Facts(NamedTuple):
 
 def bare(module, *classes):
     """Whether `module` is of one of these classes, LayerNorm or Linear if none is named, itself and without hooks."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and type(module) in (classes or (nn.LayerNorm, nn.Linear))
+    return not hooked(module) and type(module) in (classes or (nn.LayerNorm, nn.Linear))
+
+
+def hooked(module):
+    """Whether somebody looks at what goes in and out of this module."""
+    own = module.__dict__
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"])
 
 
 def read_stages(tokenizer):

@@ -1,6 +1,7 @@
 """Modules that must be called for themselves: the ops read parameters, and would pass by what somebody put in their way."""
 
 from cct_kernels.dispatch import BackendError
+from cct_kernels.published import bare, hooked
 
 
 def is_special(module, *kinds):
@@ -8,18 +9,12 @@ def is_special(module, *kinds):
 
     Adapters, pruning, parametrisations and quantised layers are such modules, and those with hooks.
     """
-    return any_special((module,), (type(module),)) or type(module) not in kinds
+    return not bare(module, *kinds)
 
 
 def any_special(modules, kinds):
     """`is_special` of any of `modules`, a tuple, which are to be of these kinds one by one. Asked in every call: no detours."""
-    if tuple(map(type, modules)) != kinds:
-        return True
-    for module in modules:
-        own = module.__dict__
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
-            return True
-    return False
+    return tuple(map(type, modules)) != kinds or any(map(hooked, modules))
 
 
 def expect_plain_allowed(backend, where):
