@@ -80,13 +80,13 @@ class _LayerNormAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         expect_first_derivative(OP)
-        *tensors, qkv_bias, mask, scale, seed, mean, rstd, qkv, o, lse = ctx.saved_tensors
+        *tensors, qkv_bias, mask, scale, seed, mean, rstd, qkv, o, lse, pairs = ctx.saved_tensors
         num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
         options = attn_dropout, dropout, scale, seed, eps, compute
         _, backward = kernels(OP, backend)
         _, _, _, qkv_weight, proj, *biases = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
         need_weights = qkv_weight or proj or (backend != "cpu" and any(biases))  # nor those of biases on the CPU
-        saved = mean, rstd, qkv, o, lse, need_weights
+        saved = mean, rstd, qkv, o, lse, pairs, need_weights
         gradients = backward(dout, *tensors, num_heads, qkv_bias, mask, *options, *saved)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, *[None] * 10)

@@ -36,9 +36,9 @@ OPS = {
     "(Tensor dx, Tensor dweight, Tensor dbias)",
     "encoder_forward": "(Tensor x, Tensor[] blocks, int num_heads, Tensor? mask, float eps, ScalarType compute) -> Tensor",
     "layernorm_attention_forward": f"({_ATTENTION}, bool keep) -> "
-    "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse)",
+    "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs)",
     "layernorm_attention_backward": f"(Tensor dout, {_ATTENTION}, "
-    "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, bool need_weights) -> "
+    "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dqkv_weight, Tensor dproj_weight, "
     "Tensor dproj_bias, Tensor dqkv_bias)",
     "layernorm_mlp_forward": f"({_MLP}, bool keep) -> (Tensor out, Tensor mean, Tensor rstd, Tensor hidden)",
@@ -106,11 +106,13 @@ def _define():
     def _(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, *rest):
         (B, N, C), hd = x.shape, x.shape[2] // num_heads
         compute, keep = rest[-2:]
+        attn_dropout = rest[2]
         images, rows, kept = B if keep else 0, _round_up(N, 32), _kept_dtype(x, compute)
         qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=kept)
         o = x.new_empty(images, rows, _round_up(C, 64), dtype=kept)
         stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)
-        return x.new_empty(x.shape), stats, torch.empty_like(stats), qkv, o, lse
+        pairs = (images if attn_dropout > 0.0 else 0, num_heads, N, _round_up(N, 64) // 64)
+        return x.new_empty(x.shape), stats, torch.empty_like(stats), qkv, o, lse, x.new_empty(pairs, dtype=torch.int64)
 
     @torch.library.register_fake("cct_kernels::layernorm_attention_backward")
     def _(dout, x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, *rest):
@@ -123,7 +125,7 @@ def _define():
     def _(x, norm_weight, norm_bias, fc1_weight, *rest):
         (B, N, _), (compute, keep) = x.shape, rest[-2:]
         stats = x.new_empty(B, N, dtype=torch.float32)
-        hidden = x.new_empty(B * N if keep else 0, _round_up(fc1_weight.shape[0], 64), dtype=_kept_dtype(x, compute))
+        hidden = x.new_empty(-(-fc1_weight.shape[0] // 64), B * N if keep else 0, 64, dtype=_kept_dtype(x, compute))
         return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")

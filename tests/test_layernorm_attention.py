@@ -199,7 +199,7 @@ def test_bad_input(change, message):
 
 
 def test_native_op_checks_what_it_indexes_by():
-    good = [*GOOD.values(), None, None, 0.0, 0.0, None, None, 1e-5, torch.float32]
+    good = [*GOOD.values(), None, None, 0.1, 0.0, None, torch.tensor([1, 2]), 1e-5, torch.float32]
     wrong = {
         0: torch.zeros(2, 8),
         3: torch.zeros(24, 3),

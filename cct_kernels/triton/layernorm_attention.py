@@ -21,7 +21,12 @@ def _fake_forward(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias,
     stats = x.new_empty(B, N, dtype=torch.float32)
     qkv, o = (x.new_empty(B * N, width, dtype=compute) for width in (3 * C, C))
     lse = x.new_empty(B, num_heads, N, dtype=torch.float32)
-    return x.new_empty(B, N, C), stats, torch.empty_like(stats), qkv, o, lse
+    return x.new_empty(B, N, C), stats, torch.empty_like(stats), qkv, o, lse, _no_pairs(x)
+
+
+def _no_pairs(x):
+    """The masks of dropout are drawn again in backward."""
+    return x.new_empty(0, dtype=torch.int64)
 
 
 @launch.operator("layernorm_attention_forward" + native.OPS["layernorm_attention_forward"], _fake_forward)
@@ -39,7 +44,7 @@ def forward(
         o, proj_weight.to(compute), x.new_empty(B * N, C), bias=dense(proj_bias), residual=rows,
         branch_out=Branch(drop_path_scale, seed, dropout, philox.PROJECTION), tokens=N,
     )  # fmt: skip
-    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), qkv, o, lse
+    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), qkv, o, lse, _no_pairs(x)
 
 
 @launch.operator(
@@ -48,7 +53,7 @@ def forward(
 )
 def backward(
     dout, x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask,
-    attn_dropout, dropout, drop_path_scale, seed, eps, compute, mean, rstd, qkv, o, lse, need_weights,
+    attn_dropout, dropout, drop_path_scale, seed, eps, compute, mean, rstd, qkv, o, lse, pairs, need_weights,
 ):  # fmt: skip
     (B, N, C), dtype = x.shape, qkv_weight.dtype
     drop_path_scale, seed = dense(drop_path_scale), dense(seed)

@@ -77,7 +77,7 @@ CCT_INLINE Vec gelu(Vec x) {
 }
 
 template <typename T>
-CCT_INLINE Vec gelu_derivative(Vec x) {
+CCT_INLINE void gelu_with_derivative(Vec x, Vec& value, Vec& derivative) {
   if constexpr (sizeof(T) == 2) {
     const Vec c = min(max(x, set(-4.f)), set(4.f)), u = c * c;
     Vec p = u * 9.79559616e-10f + -8.21851708e-08f;
@@ -88,27 +88,28 @@ CCT_INLINE Vec gelu_derivative(Vec x) {
     p = p * u + 0.0584560332f;
     p = p * u + -0.264826468f;
     p = p * u + 0.797609532f;
-    return select(x < -4.f, Vec{}, p * c + 0.5f);
+    derivative = select(x < -4.f, Vec{}, p * c + 0.5f);
+    value = gelu<T>(x);
   } else {
-    const Vec e = exp_negative<float>(x * x * -0.5f), tail = normal_tail(max(x, -x), e);
-    return select(x < 0.f, tail, 1.f - tail) + x * e * 0.39894228f;
+    const Vec a = min(set(64.f), max(x, -x)), e = exp_negative<float>(x * x * -0.5f), tail = normal_tail(a, e);
+    derivative = select(x < 0.f, tail, 1.f - tail) + x * e * 0.39894228f;
+    value = max(x, Vec{}) - tail * a;
   }
 }
 
-// High and low halves of the 32 x 32 bit products.
-CCT_INLINE void multiply_wide(VecU a, uint32_t b, VecU& hi, VecU& lo) {
-  typedef uint64_t VecL __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t VecL __attribute__((vector_size(4 * kLanes)));
+
+// The lower 32 bits of each lane times b, 64 bits.
+CCT_INLINE VecL multiply_low(VecL a, uint32_t b) {
 #if defined(__AVX512F__)
-  const __m512i m = _mm512_set1_epi32(int(b));
-  const VecL even = (VecL)_mm512_mul_epu32((__m512i)a, m), odd = (VecL)_mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), m);
+  return (VecL)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
 #elif defined(__AVX2__)
-  const __m256i m = _mm256_set1_epi32(int(b));
-  const VecL even = (VecL)_mm256_mul_epu32((__m256i)a, m), odd = (VecL)_mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), m);
+  return (VecL)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+  return (VecL)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
 #else
-  const VecL even = ((VecL)a & 0xffffffffull) * b, odd = ((VecL)a >> 32) * b;
+  return (a & 0xffffffffull) * b;
 #endif
-  hi = (VecU)((even >> 32) | (odd & 0xffffffff00000000ull));
-  lo = (VecU)((even & 0xffffffffull) | (odd << 32));
 }
 
 // The masks of cct_kernels/philox.py.
@@ -126,36 +127,51 @@ struct Dropout {
 
   CCT_INLINE bool active() const { return threshold != 0; }
 
-  // Four words for each lane: counter (c0, row, offset, site).
-  CCT_INLINE void words(VecU c0, VecU row, VecU (&out)[4]) const {
-    VecU c1 = row, c2 = VecU{} + offset, c3 = VecU{} + site;
-    uint32_t k0 = key0, k1 = key1;
-    for (int round = 0; round < 10; ++round) {
-      VecU hi0, lo0, hi1, lo1;
-      multiply_wide(c0, 0xD2511F53u, hi0, lo0);
-      multiply_wide(c2, 0xCD9E8D57u, hi1, lo1);
-      c0 = hi1 ^ c1 ^ k0;
-      c1 = lo1;
-      c2 = hi0 ^ c3 ^ k1;
-      c3 = lo0;
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
+  // The four words of the lanes first, first + 1, ... of counter word 0, in row `row`.
+  //
+  // Every other lane stands in a lane of 64 bits of its own, where a product is one instruction; what is above its lower half
+  // is never looked at. Until the third round half of the words are the same in all lanes.
+  CCT_INLINE void words(uint32_t first, uint32_t row, VecU (&out)[4]) const {
+    constexpr uint32_t kRoundA = 0xD2511F53, kRoundB = 0xCD9E8D57, kKeyA = 0x9E3779B9, kKeyB = 0xBB67AE85;
+    VecU lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = uint32_t(i);
+    lane += first;
+    const uint64_t b1 = uint64_t(offset) * kRoundB, a2 = uint64_t(uint32_t(b1 >> 32) ^ row ^ key0) * kRoundA;
+    VecL c[2][4];
+    for (int half = 0; half < 2; ++half) {
+      const VecL a1 = multiply_low(half ? (VecL)lane >> 32 : (VecL)lane, kRoundA);
+      const VecL b2 = multiply_low((a1 >> 32) ^ uint64_t(site ^ key1), kRoundB);
+      c[half][0] = (b2 >> 32) ^ uint64_t(uint32_t(b1) ^ (key0 + kKeyA));
+      c[half][1] = b2;
+      c[half][2] = a1 ^ uint64_t(uint32_t(a2 >> 32) ^ (key1 + kKeyB));
+      c[half][3] = VecL{} + a2;
     }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-  }
-
-  // values[c] for the 64 columns of group `group` of a row: 0 where dropped, else scaled.
-  CCT_INLINE void apply(float* values, uint32_t row, uint32_t group) const {
-    for (int l = 0; l < 16; l += kLanes) {
-      VecU lane;
-      for (int i = 0; i < kLanes; ++i) lane[i] = 16 * group + l + i;
-      VecU word[4];
-      words(lane, VecU{} + row, word);
-      for (int w = 0; w < 4; ++w) {
-        float* v = values + 16 * w + l;
-        store(v, select((VecI)(word[w] >= VecU{} + threshold), load(v) * scale, Vec{}));
+    for (int round = 2; round < 10; ++round) {
+      const VecL x0 = VecL{} + uint64_t(key0 + round * kKeyA), x1 = VecL{} + uint64_t(key1 + round * kKeyB);
+      for (VecL(&h)[4] : c) {
+        const VecL a = multiply_low(h[0], kRoundA), b = multiply_low(h[2], kRoundB);
+        h[0] = (b >> 32) ^ h[1] ^ x0, h[1] = b;
+        h[2] = (a >> 32) ^ h[3] ^ x1, h[3] = a;
       }
     }
+    for (int w = 0; w < 4; ++w) out[w] = (VecU)((c[0][w] & 0xffffffffull) | (c[1][w] << 32));
+  }
+
+  // values[c] for the 64 columns of group `group` of a row: 0 where dropped, else scaled. Returns a bit for each column, 1
+  // where it is kept.
+  CCT_INLINE uint64_t apply(float* values, uint32_t row, uint32_t group) const {
+    uint64_t bits = 0;
+    for (int l = 0; l < 16; l += kLanes) {
+      VecU word[4];
+      words(16 * group + l, row, word);
+      for (int w = 0; w < 4; ++w) {
+        float* v = values + 16 * w + l;
+        const VecI kept = (VecI)(word[w] >= VecU{} + threshold);
+        store(v, select(kept, load(v) * scale, Vec{}));
+        bits |= uint64_t(lane_bits(kept)) << (16 * w + l);
+      }
+    }
+    return bits;
   }
 };
 

@@ -219,7 +219,8 @@ CCT_INLINE void vector_product(int64_t M, int64_t K, const T* A, int64_t lda, co
                                int64_t columns) {
   constexpr int kWidth = kColumns * kLanes;
   const int64_t count = (M + kRows - 1) / kRows;
-  Ahead ahead{panel.next, 0};
+  // nothing to ask for: a line that is there, as the address 0 would be looked up each time
+  Ahead ahead{panel.bytes ? panel.next : reinterpret_cast<const char*>(panel.data), 0};
   if (kAsksAhead && panel.bytes) ahead.step = panel.bytes / (count * ((columns + kWidth - 1) / kWidth) * K) + 1;
   for (int64_t c = 0; c < columns; c += kWidth) {
     const T* B = panel.data + c / kStrip * panel.strip + c % kStrip * kGroup<T>;
@@ -360,7 +361,8 @@ constexpr int64_t kSumDepth = sizeof(T) == 4 ? 256 : int64_t(1) << 62;
 template <typename T>
 CCT_INLINE int64_t block_rows(int64_t left) {
   if (kTiled<T>) return left < kBlockRows ? left : kBlockRows;
-  const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
+  constexpr int64_t kMost = kBlockRows / kRows * kRows;  // whole register blocks
+  const int64_t blocks = (left + kMost - 1) / kMost;
   return (left + blocks - 1) / blocks;
 }
 

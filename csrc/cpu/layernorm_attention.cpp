@@ -139,8 +139,11 @@ CCT_INLINE float softmax_row(const AttentionArgs& a, const Dropout& dropout, flo
   if (!plain) {
     if (mask && mask[query])
       for (int64_t k = 0; k < a.N; ++k) s[k] = mask[k] ? s[k] : 0.f;
-    for (int64_t g = 0; dropout.active() && g < a.Np / kPanel; ++g)
-      dropout.apply(s + g * kPanel, uint32_t((b * a.heads + head) * a.N + query), uint32_t(g));
+    const int64_t row = (b * a.heads + head) * a.N + query, words = a.Np / kPanel;
+    for (int64_t g = 0; dropout.active() && g < words; ++g) {
+      const uint64_t bits = dropout.apply(s + g * kPanel, uint32_t(row), uint32_t(g));
+      if (a.pairs) a.pairs[row * words + g] = bits;
+    }
     for (j = 0; j < width; j += kLanes) store(p + j, load(s + j));
   }
   for (j = a.N; j < a.Nr; ++j) p[j] = T{};
@@ -157,7 +160,7 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
   T *kt = take<T>(scratch, a.Np * a.hdp), *vp = take<T>(scratch, a.Nr * a.hdp), *p = take<T>(scratch, kBlockRows * a.Np);
   float* s = take<float>(scratch, kBlockRows * a.Np);
   pack_all_columns(k, a.Nr, a.hdp, kt);
-  for (int64_t c = 0; c < a.hdp; c += kPanel) pack_rows(v + c, a.hdp, vp + c * a.Nr, a.Nr);
+  for (int64_t c = 0; c < a.hdp; c += kPanel) pack_unless_panel(v + c, a.hdp, vp + c * a.Nr, a.Nr);
   float inverse[kBlockRows];
   for (int64_t i = first, R; i < last; i += R) {
     R = block_rows<T>(last - i);
@@ -168,7 +171,7 @@ void head_rows_forward(const AttentionArgs& a, int64_t b, int64_t slot, int64_t 
       inverse[r] = 1.f / softmax_row(a, dropout, s + r * a.Np, p + r * a.Np, b, head, i + r, lse);
     }
     for (int64_t c = 0; c < a.hd; c += kPanel)
-      product_blocks(R, a.N, p, a.Np, panel_of(vp + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, p, a.Np, panel_of_rows(v + c, a.hdp, vp + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) {
           float* t = tile + r * kPanel;
           for (int l = 0; l < kPanel; l += kLanes) store(t + l, load(t + l) * inverse[r]);
@@ -216,25 +219,17 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
   }
 }
 
-// keep[(j - j0) * Np + i] = 1 where the weight of key j for query i is kept, j0 to j1: the masks of the forward pass,
-// transposed. j0 is a multiple of 64. Rows and columns of keys and queries that do not exist are left as they are, but for
-// those within a vector.
-CCT_INLINE void transposed_mask(const AttentionArgs& a, const Dropout& dropout, int64_t b, int64_t head, int64_t j0, int64_t j1,
-                                uint8_t* keep) {
-  const uint32_t row0 = uint32_t((b * a.heads + head) * a.N);
-  for (int64_t i = 0; i < a.N; i += kLanes) {
-    VecU row;
-    for (int l = 0; l < kLanes; ++l) row[l] = row0 + uint32_t(i + l);
-    for (int64_t c = j0 / 4; c < round_up(j1, kPanel) / 4; ++c) {  // counter c serves the keys (c / 16) * 64 + c % 16 + 16 w
-      if (c / 16 * 64 + c % 16 >= a.N) continue;
-      VecU word[4];
-      dropout.words(VecU{} + uint32_t(c), row, word);
-      for (int w = 0; w < 4; ++w) {
-        const VecI kept = (VecI)(word[w] >= VecU{} + dropout.threshold);
-        store_bytes(keep + (c / 16 * 64 + c % 16 + 16 * w - j0) * a.Np + i, kept & 1);
-      }
+// The bits of a.pairs for the keys j0 to j1, transposed: (keys, Np / 64), a bit for each query. j0 is a multiple of 64.
+CCT_INLINE void transposed_pairs(const AttentionArgs& a, int64_t b, int64_t head, int64_t j0, int64_t j1, uint64_t* out) {
+  const int64_t words = a.Np / kPanel;
+  const uint64_t* pairs = a.pairs + (b * a.heads + head) * a.N * words;
+  for (int64_t i = 0; i < a.N; i += kPanel)
+    for (int64_t j = j0; j < j1; j += kPanel) {
+      uint64_t block[kPanel] = {};
+      for (int64_t q = 0; q < smaller(kPanel, a.N - i); ++q) block[q] = pairs[(i + q) * words + j / kPanel];
+      transpose_bits(block);
+      for (int64_t k = 0; k < smaller(kPanel, j1 - j); ++k) out[(j - j0 + k) * words + i / kPanel] = block[k];
     }
-  }
 }
 
 template <typename T>
@@ -247,7 +242,7 @@ struct BackwardBuffers {
   // of one head
   T *q_columns, *do_columns, *q_rows, *do_rows, *kT, *ds_rows, *pT, *dsT;
   float *delta, *lse, *valid, *st, *dpt, *dq;
-  uint8_t* keep;
+  uint64_t* pairs_of_keys;
 
   const T* head(const AttentionArgs& a, int64_t part, int64_t h) const { return qkv + (part * a.heads + h) * a.Nr * a.hdp; }
 
@@ -267,7 +262,7 @@ struct BackwardBuffers {
     delta = take<float>(scratch, a.Np), lse = take<float>(scratch, a.Np), valid = take<float>(scratch, a.Np);
     st = take<float>(scratch, kBlockRows * kPanel), dpt = take<float>(scratch, kBlockRows * kPanel);
     dq = take<float>(scratch, a.N > kBackwardKeys ? a.hdp * a.Np : 0);
-    keep = take<uint8_t>(scratch, a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np : 0);
+    pairs_of_keys = take<uint64_t>(scratch, a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np / kPanel : 0);
   }
 };
 
@@ -281,13 +276,15 @@ void backward_scores(const AttentionArgs& a, int64_t b, int64_t head, int64_t j0
   const int64_t keys = backward_keys(a);
   for (int64_t j = j0, R; j < j1; j += R) {  // a block of keys
     R = smaller(j1 - j, round_up(block_rows<T>(j1 - j), kGroup<T>));
+    T* dsT = kRowsArePanels<T> ? w.ds_rows + (j - j0) * a.Np : w.dsT;
     for (int64_t i = 0; i < a.Np; i += kPanel) {  // a panel of queries
       const int64_t columns = smaller(kPanel, a.N - i);
       product<false>(R, a.hd, k + j * a.hdp, a.hdp, panel_of(w.q_columns + i * a.hdp, a.hdp), w.st, kPanel, columns);
       product<false>(R, a.hd, v + j * a.hdp, a.hdp, panel_of(w.do_columns + i * a.hdp, a.hdp), w.dpt, kPanel, columns);
       for (int64_t r = 0; r < R; ++r) {
         const bool key_valid = !mask || mask[j + r];
-        T *pT = w.pT + r * a.Np + i, *dsT = w.dsT + r * a.Np + i;
+        const uint64_t kept_pairs = dropout.active() ? w.pairs_of_keys[((j - j0 + r) * a.Np + i) / kPanel] : 0;
+        T *pT = w.pT + r * a.Np + i, *out = dsT + r * a.Np + i;
         int c = 0;
         for (; c < columns; c += kLanes) {
           const Vec valid = load(w.valid + i + c);
@@ -298,27 +295,31 @@ void backward_scores(const AttentionArgs& a, int64_t b, int64_t head, int64_t j0
           if (!key_valid) p = select(real, Vec{}, p);  // lse knows nothing of this score: p may be infinite
           Vec kept = p;
           if (dropout.active()) {
-            const Vec m = select(load_bytes(w.keep + (j - j0 + r) * a.Np + i + c) != 0, set(dropout.scale), Vec{});
+            const Vec m = select(bit_lanes(uint32_t(kept_pairs >> c)), set(dropout.scale), Vec{});
             kept = p * m;
             dp = dp * m;
           }
           Vec ds = p * (dp - load(w.delta + i + c)) * scale;
           if (mask) ds = key_valid ? ds * valid : Vec{};
           store(pT + c, kept);
-          store(dsT + c, ds);
+          store(out + c, ds);
         }
-        for (; c < kPanel; c += kLanes) store(pT + c, Vec{}), store(dsT + c, Vec{});
+        for (; c < kPanel; c += kLanes) store(pT + c, Vec{}), store(out + c, Vec{});
       }
-      const int64_t packed = kTiled<T> ? kBlockRows : round_up(R, kGroup<T>);
-      for (int64_t r = R; r < packed; ++r) std::memset((void*)(w.dsT + r * a.Np + i), 0, kPanel * sizeof(T));
-      pack_rows(w.dsT + i, a.Np, panel_row(w.ds_rows + i * keys, j - j0), packed, keys);
+      if constexpr (!kRowsArePanels<T>) {
+        const int64_t packed = kTiled<T> ? kBlockRows : round_up(R, kGroup<T>);
+        for (int64_t r = R; r < packed; ++r) std::memset((void*)(dsT + r * a.Np + i), 0, kPanel * sizeof(T));
+        pack_rows(dsT + i, a.Np, panel_row(w.ds_rows + i * keys, j - j0), packed, keys);
+      }
     }
     for (int64_t c = 0; c < a.hd; c += kPanel) {
       T* out = w.dqkv + head * a.hd + c;
-      product_blocks(R, a.N, w.pT, a.Np, panel_of(w.do_rows + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
+      const Panel<T> dO = panel_of_rows(w.dO + head * a.Nr * a.hdp + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
+      const Panel<T> q = panel_of_rows(w.head(a, 0, head) + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
+      product_blocks(R, a.N, w.pT, a.Np, dO, [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + 2 * a.C, tile + r * kPanel, a.hd - c);
       });
-      product_blocks(R, a.N, w.dsT, a.Np, panel_of(w.q_rows + c * a.Nr, a.Nr), [&](int64_t, int rows, float* tile) {
+      product_blocks(R, a.N, dsT, a.Np, q, [&](int64_t, int rows, float* tile) {
         for (int r = 0; r < rows; ++r) store_columns(out + (j + r) * a.Qp + a.C, tile + r * kPanel, a.hd - c);
       });
     }
@@ -332,8 +333,9 @@ void backward_queries(const AttentionArgs& a, int64_t head, int64_t j0, int64_t 
   const int64_t keys = backward_keys(a);
   for (int64_t i = 0; i < a.N; i += kPanel) {
     const int64_t columns = smaller(kPanel, a.N - i);
+    const Panel<T> ds = kRowsArePanels<T> ? Panel<T>{w.ds_rows + i, kStrip, a.Np} : panel_of(w.ds_rows + i * keys, keys);
     product_blocks(
-        a.hd, j1 - j0, w.kT + j0, a.Nr, panel_of(w.ds_rows + i * keys, keys),
+        a.hd, j1 - j0, w.kT + j0, a.Nr, ds,
         [&](int64_t d, int rows, float* tile) {
           for (int r = 0; a.N > keys && r < rows; ++r) {
             float *sum = w.dq + (d + r) * a.Np + i, *line = tile + r * kPanel;
@@ -361,8 +363,8 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
   pack_all_columns(q, a.Nr, a.hdp, w.q_columns);
   pack_all_columns(dO, a.Nr, a.hdp, w.do_columns);
   for (int64_t c = 0; c < a.hdp; c += kPanel) {
-    pack_rows(q + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
-    pack_rows(dO + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
+    pack_unless_panel(q + c, a.hdp, w.q_rows + c * a.Nr, a.Nr);
+    pack_unless_panel(dO + c, a.hdp, w.do_rows + c * a.Nr, a.Nr);
   }
   transpose(k, a.hdp, w.kT, a.Nr, a.Nr, a.hdp, w.pairs);
   for (int64_t i = 0; i < a.Np; ++i) {  // queries that do not exist: a probability that vanishes
@@ -379,7 +381,7 @@ void backward_head(const AttentionArgs& a, int64_t b, int64_t head, const Backwa
   const int64_t keys = backward_keys(a);
   for (int64_t j0 = 0; j0 < a.N; j0 += keys) {
     const int64_t j1 = smaller(a.N, j0 + keys);
-    if (dropout.active()) transposed_mask(a, dropout, b, head, j0, j1, w.keep);
+    if (dropout.active()) transposed_pairs(a, b, head, j0, j1, w.pairs_of_keys);
     backward_scores<T>(a, b, head, j0, j1, w);
     backward_queries<T>(a, head, j0, j1, w);
   }
@@ -425,8 +427,9 @@ template <typename T>
 void backward_projection(const AttentionArgs& a, int64_t item, const AttentionGradients& g, const BackwardBuffers<T>& w) {
   if (item < panels(a.C)) {
     if (!a.need_weights) return;
-    pack_rows(w.o + item * kPanel, a.Cp, w.panel, a.Nr);
-    return product<true>(a.C, a.N, w.daT, a.Nr, panel_of(w.panel, a.Nr), g.dwproj + item * kPanel, a.Cp);
+    const T* o = w.o + item * kPanel;
+    pack_unless_panel(o, a.Cp, w.panel, a.Nr);
+    return product<true>(a.C, a.N, w.daT, a.Nr, panel_of_rows(o, a.Cp, w.panel, a.Nr), g.dwproj + item * kPanel, a.Cp);
   }
   const int64_t p = item - panels(a.C), per_head = a.hdp / kPanel, column = p % per_head * kPanel;
   T* dO = w.dO + p / per_head * a.Nr * a.hdp;
@@ -442,8 +445,8 @@ void backward_qkv(const AttentionArgs& a, int64_t item, const AttentionGradients
   if (item < a.Qp / kPanel) {
     const T* d = w.dqkv + item * kPanel;
     if (a.need_weights) {
-      pack_rows(d, a.Qp, w.panel, a.Nr);
-      product<true>(a.C, a.N, w.yT, a.Nr, panel_of(w.panel, a.Nr), g.dwqkv + item * a.Cp * kPanel, kPanel);
+      pack_unless_panel(d, a.Qp, w.panel, a.Nr);
+      product<true>(a.C, a.N, w.yT, a.Nr, panel_of_rows(d, a.Qp, w.panel, a.Nr), g.dwqkv + item * a.Cp * kPanel, kPanel);
     }
     float* part = w.part + 2 * a.Cp;
     for (int64_t i = 0; i < a.N && g.dbqkv; ++i) {
@@ -619,7 +622,7 @@ void forward(const AttentionCall& call, bool keep_slots) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& qkv_weight,
     const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads, const OptionalTensor& qkv_bias,
     const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale,
@@ -641,15 +644,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const at::Tensor kept_qkv = keep_slots ? qkv : pooled_empty(call.qkv_shape(images), call.kept);
   const at::Tensor kept_o = keep_slots ? o : pooled_empty(call.o_shape(images), call.kept);
   at::Tensor lse = at::empty({images, a.heads, a.N}, f32);
+  const at::Tensor pairs = pooled_empty(call.pairs_shape(keep), at::kLong);
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
   a.qkv = qkv.data_ptr();
   a.o = o.data_ptr();
   a.lse = keep ? lse.data_ptr<float>() : nullptr;
+  a.pairs = pairs.numel() ? static_cast<uint64_t*>(pairs.data_ptr()) : nullptr;
   if (converted) a.kept_qkv = kept_qkv.data_ptr(), a.kept_o = kept_o.data_ptr();
   forward(call, keep_slots);
-  return {out, mean, rstd, kept_qkv, kept_o, lse};
+  return {out, mean, rstd, kept_qkv, kept_o, lse, pairs};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_backward(
@@ -658,7 +663,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const OptionalTensor& qkv_bias, const OptionalTensor& mask, double attn_dropout, double dropout,
     const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
     const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& qkv_in, const at::Tensor& o_in,
-    const at::Tensor& lse_in, bool need_weights) {
+    const at::Tensor& lse_in, const at::Tensor& pairs_in, bool need_weights) {
   AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout,
                      dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
@@ -669,8 +674,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), call.kept);
   check_tensor(kOp, "o", o_in, call.o_shape(B), call.kept);
   check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
+  check_tensor(kOp, "pairs", pairs_in, call.pairs_shape(true), at::kLong);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
-  const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous();
+  const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous(), pairs = pairs_in.contiguous();
   const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16),
                    wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
   a.wqkv_back = wqkv_back.const_data_ptr();
@@ -680,6 +686,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   (call.kept == call.products ? a.qkv : a.kept_qkv) = qkv.data_ptr();
   (call.kept == call.products ? a.o : a.kept_o) = o.data_ptr();
   a.lse = lse.data_ptr<float>();
+  a.pairs = static_cast<uint64_t*>(pairs.data_ptr());
   at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();

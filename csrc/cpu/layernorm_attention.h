@@ -26,6 +26,7 @@ struct AttentionArgs {
   void *qkv, *o;            // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
   void *kept_qkv, *kept_o;  // the same of all images in bfloat16, kept for backward; or null: the slots are kept
   float* lse;               // (B, heads, N) or null
+  uint64_t* pairs;          // (B, heads, N, Np / 64) or null: a bit for each key, 1 where dropout keeps its weight
   // backward
   const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
   const void* dout;
@@ -70,9 +71,9 @@ constexpr int64_t kBackwardKeys = 512;  // whose scores are kept at a time; a mu
 [[maybe_unused]] static int64_t attention_backward_scratch(const AttentionArgs& a) {
   const int64_t head = a.Np * a.hdp, block = 32 * a.Np, scores = backward_keys(a) * a.Np;
   const int64_t sums = a.N > kBackwardKeys ? head : 0;
-  const int64_t masks = a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np : 0;
+  const int64_t masks = a.weights_dropout.threshold ? smaller(a.Np, kBackwardKeys) * a.Np / 64 : 0;
   return scratch_bytes({a.Nr * larger(a.Cp, a.hdp), a.Nr * 64, a.Qp, a.Cp, 2 * a.Cp + 64, head, head, head, head, head}) +
-         scratch_bytes({scores, block, block, a.Np, a.Np, a.Np, 32 * 64, 32 * 64, sums, masks / 4});
+         scratch_bytes({scores, block, block, a.Np, a.Np, a.Np, 32 * 64, 32 * 64, sums, 2 * masks});
 }
 
 CCT_DECLARE(void attention_qkv_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t first, int64_t last,
@@ -105,6 +106,9 @@ struct AttentionCall {
 
   std::vector<int64_t> qkv_shape(int64_t images) const { return {images, 3, a.heads, a.Nr, a.hdp}; }
   std::vector<int64_t> o_shape(int64_t images) const { return {images, a.Nr, a.Cp}; }
+  std::vector<int64_t> pairs_shape(bool keep) const {
+    return {keep && a.weights_dropout.threshold ? B : 0, a.heads, a.N, a.Np / 64};
+  }
 };
 
 }  // namespace cct

@@ -18,6 +18,8 @@ namespace {
 
 CCT_INLINE float path_scale(const MlpArgs& a, int64_t row) { return a.path_scale ? a.path_scale[row / a.N] : 1.f; }
 
+// h by panels, as they come and go: one piece of memory for each.
+CCT_INLINE int64_t hidden_index(const MlpArgs& a, int64_t p, int64_t row) { return (p * a.rows + row) * kPanel; }
 CCT_INLINE void store_hidden(const MlpArgs& a, int64_t i, Vec v) {
   a.hidden_bf16 ? store(static_cast<BFloat16*>(a.hidden) + i, v) : store(static_cast<float*>(a.hidden) + i, v);
 }
@@ -44,7 +46,7 @@ CCT_INLINE void hidden_panel(const MlpArgs& a, int64_t p, int64_t row, int64_t R
     for (int r = 0; r < rows; ++r) {
       float* t = tile + r * kPanel;
       T* out = h + (i + r) * a.Fp + p * kPanel;
-      const int64_t kept = (row + i + r) * a.Fp + p * kPanel;
+      const int64_t kept = hidden_index(a, p, row + i + r);
       for (int c = 0; c < kPanel; c += kLanes) {
         const Vec pre = load(t + c) + load(a.b1 + p * kPanel + c), v = gelu<T>(pre);
         if (a.hidden) store_hidden(a, kept + c, pre);
@@ -120,6 +122,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
       }
       load_row(dout + (row + i) * a.C, a.C, line);
       for (int64_t c = round_up(a.C, kLanes); c < a.Cp; c += kLanes) store(line + c, Vec{});
+      for (int64_t c = 0; c < a.Cp; c += kLanes) store(dy + i * a.Cp + c, load(line + c));
       if (output.active())
         for (int64_t p = 0; p < panels(a.C); ++p) output.apply(line + p * kPanel, uint32_t(row + i), uint32_t(p));
       const float s = path_scale(a, row + i);
@@ -145,11 +148,12 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
             hidden.apply(mask, uint32_t(row + i + r), uint32_t(p));
           }
           for (int c = 0; c < kPanel; c += kLanes) {
-            const Vec h = load_hidden(a, (row + i + r) * a.Fp + p * kPanel + c), m = load(mask + c);
-            const Vec d = load(tile + r * kPanel + c) * m * gelu_derivative<T>(h);
+            Vec value, derivative;
+            gelu_with_derivative<T>(load_hidden(a, hidden_index(a, p, row + i + r) + c), value, derivative);
+            const Vec m = load(mask + c), d = load(tile + r * kPanel + c) * m * derivative;
             store(sums + c, load(sums + c) + d);
             store(dh + (i + r) * a.Fp + p * kPanel + c, d);
-            store(act + (i + r) * kPanel + c, gelu<T>(h) * m);
+            store(act + (i + r) * kPanel + c, value * m);
           }
         }
         flush_sums(sums, db1, kPanel);
@@ -159,26 +163,24 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
         std::memset((void*)(dh + i * a.Fp + p * kPanel), 0, kPanel * sizeof(T));
         std::memset((void*)(act + i * kPanel), 0, kPanel * sizeof(T));
       }
-      pack_rows(dh + p * kPanel, a.Fp, dh_panel, K);
-      pack_rows(act, kPanel, act_panel, K);
-      product<true>(a.C, K, yT, K, panel_of(dh_panel, K), g.dw1 + p * a.Cp * kPanel, kPanel);
-      product<true>(a.C, K, dzT, K, panel_of(act_panel, K), g.dw2 + p * kPanel, a.Fp);
+      pack_unless_panel(dh + p * kPanel, a.Fp, dh_panel, K);
+      pack_unless_panel(act, kPanel, act_panel, K);
+      product<true>(a.C, K, yT, K, panel_of_rows(dh + p * kPanel, a.Fp, dh_panel, K), g.dw1 + p * a.Cp * kPanel, kPanel);
+      product<true>(a.C, K, dzT, K, panel_of_rows(act, kPanel, act_panel, K), g.dw2 + p * kPanel, a.Fp);
     }
     for (int64_t p = 0; p < panels(a.C); ++p)
       product_blocks(R, a.F, dh, a.Fp, weight_panel<T>(a.w1_back, p, a.F), [&](int64_t i, int rows, float* tile) {
         for (int r = 0; r < rows; ++r)
-          for (int c = 0; c < kPanel; c += kLanes) store(dy + (i + r) * a.Cp + p * kPanel + c, load(tile + r * kPanel + c));
+          for (int c = 0; c < kPanel; c += kLanes) {
+            float* d = dy + (i + r) * a.Cp + p * kPanel + c;
+            store(d, load(d) + load(tile + r * kPanel + c));
+          }
       });
     for (int64_t i = 0; i < R; ++i) {
-      float* d = dy + i * a.Cp;
-      load_row(dout + (row + i) * a.C, a.C, line);
       const int64_t width = round_up(a.C, kLanes);
-      for (int64_t c = 0; c < width; c += kLanes) {
-        store(d + c, load(d + c) + load(line + c));
-        store(line + c, Vec{});
-      }
+      for (int64_t c = 0; c < width; c += kLanes) store(line + c, Vec{});
       normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
-      backward_row(xhat, d, a.gamma, a.C, width, a.rstd[row + i], line, part, part + a.Cp);
+      backward_row(xhat, dy + i * a.Cp, a.gamma, a.C, width, a.rstd[row + i], line, part, part + a.Cp);
       if ((i + 1) % kSumRows == 0 || i + 1 == R) {
         flush_sums(part, g.dgamma, width);
         flush_sums(part + a.Cp, g.dbeta, width);
@@ -229,7 +231,7 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
     TORCH_CHECK_VALUE(drop_path_scale->sizes() == at::IntArrayRef({B}), kOp, ": drop_path_scale has shape ",
                       drop_path_scale->sizes(), "; expected [", B, "]");
   x = x_in.contiguous();
-  rows = B * x.size(1);
+  a.rows = B * x.size(1);
   a.N = x.size(1);
   a.C = C;
   a.F = F;
@@ -270,15 +272,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   a.w2 = call.w2.const_data_ptr();
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
-  at::Tensor hidden = pooled_empty({keep ? call.rows : 0, a.Fp}, kept_dtype(compute));
+  at::Tensor hidden = pooled_empty({a.Fp / 64, keep ? a.rows : 0, 64}, kept_dtype(compute));
   a.out = out.data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
   a.hidden = keep ? hidden.data_ptr() : nullptr;
   const int64_t bytes = mlp_forward_scratch(a);
   constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
-  for_slices((call.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
-    CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), thread_scratch(bytes));
+  for_slices((a.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
+    CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, a.rows), thread_scratch(bytes));
   });
   return {out, mean, rstd, hidden};
 }
@@ -294,7 +296,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
-  check_tensor(kOp, "hidden", hidden_in, {call.rows, a.Fp}, kept_dtype(compute));
+  check_tensor(kOp, "hidden", hidden_in, {a.Fp / 64, a.rows, 64}, kept_dtype(compute));
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous(),
                    hidden = hidden_in.contiguous();
   call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
@@ -312,12 +314,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp;
   const int64_t dw = need_weights ? Cp * Fp : 0;
   constexpr int64_t kUnit = 32;
-  const int64_t units = (call.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
+  const int64_t units = (a.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
   at::Tensor sums = pooled_zeros({count_slices(units, backward_slices()), 2 * dw + Fp + 3 * Cp}, at::kFloat);
   for_slices(units, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
     const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};
-    CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, call.rows), g, thread_scratch(bytes));
+    CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, a.rows), g, thread_scratch(bytes));
   });
   const at::Tensor total = sums.size(0) == 1 ? sums[0] : sums.sum(0);
   const auto dtype = fc1_weight.scalar_type();

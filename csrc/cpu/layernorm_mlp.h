@@ -10,13 +10,13 @@
 namespace cct {
 
 struct MlpArgs {
-  int64_t N, C, F, Cp, Fp;  // tokens of an image; widths, and widths rounded up to whole panels
+  int64_t rows, N, C, F, Cp, Fp;  // tokens of all images, of one; widths, and widths rounded up to whole panels
   float eps;
   bool x_bf16, bf16;                    // storage of x, out, dout, dx; products
   const void* x;                        // (rows, C)
   void* out;                            // (rows, C)
   float *mean, *rstd;                   // (rows), or null
-  void* hidden;                         // (rows, Fp): h, kept for backward; or null
+  void* hidden;                         // (Fp / 64, rows, 64): h, kept for backward; or null
   bool hidden_bf16;                     // its storage
   const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp
   const void *w1, *w2;                  // panels of fc1^T and fc2^T; for encoder_columns.h the weights
@@ -62,7 +62,6 @@ namespace cct {
 struct MlpCall {
   MlpArgs a{};
   at::Tensor x, mean, rstd, gamma, beta, b1, b2, w1, w2, w1_back, w2_back, scale;
-  int64_t rows;
 
   MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
           const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight,

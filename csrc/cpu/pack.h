@@ -68,6 +68,19 @@ CCT_INLINE void transpose16(const uint32_t* src, int64_t src_stride, uint32_t* d
 #endif
 }
 
+// 64 x 64 bits transposed, the first column in the lowest bit: halves are exchanged, then halves of these (Warren, "Hacker's
+// Delight", 7-3).
+CCT_INLINE void transpose_bits(uint64_t (&w)[64]) {
+  uint64_t low = 0xffffffff;
+  for (int j = 32; j; j >>= 1, low ^= low << j)
+    for (int base = 0; base < 64; base += 2 * j)
+      for (int k = base; k < base + j; ++k) {
+        const uint64_t t = ((w[k] >> j) ^ w[k + j]) & low;
+        w[k] ^= t << j;
+        w[k + j] ^= t;
+      }
+}
+
 // Words (rows, words), both multiples of 16, transposed.
 CCT_INLINE void transpose_words(const void* src, int64_t src_stride, void* dst, int64_t dst_stride, int64_t rows,
                                 int64_t words) {
@@ -123,6 +136,21 @@ CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K,
 template <typename T>
 CCT_INLINE void pack_rows(const T* src, int64_t src_stride, T* panel, int64_t K) {
   pack_rows(src, src_stride, panel, K, K);
+}
+
+// Whether the panel of a row-major (K, 64) is that itself.
+template <typename T>
+constexpr bool kRowsArePanels = kGroup<T> == 1 && kStrip == kPanel;
+
+// The panel of src (K, 64): src itself, or `packed`, to which pack_unless_panel has brought it.
+template <typename T>
+CCT_INLINE void pack_unless_panel(const T* src, int64_t src_stride, T* packed, int64_t K) {
+  if constexpr (!kRowsArePanels<T>) pack_rows(src, src_stride, packed, K);
+}
+template <typename T>
+CCT_INLINE Panel<T> panel_of_rows(const T* src, int64_t src_stride, const T* packed, int64_t K) {
+  if constexpr (kRowsArePanels<T>) return {src, kStrip, src_stride};
+  return panel_of(packed, K);
 }
 
 // Rows [0, K) and columns [0, columns) of the panel of B = src^T for src (columns, K), row-major: the rows run along the

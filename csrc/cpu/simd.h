@@ -105,6 +105,23 @@ CCT_INLINE void store_bytes(uint8_t* p, VecI v) {
   for (int i = 0; i < kLanes; ++i) p[i] = uint8_t(v[i]);
 #endif
 }
+// A bit for each lane, from lanes of zeros or of ones alone; and back.
+CCT_INLINE uint32_t lane_bits(VecI v) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps((__m256)v));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= uint32_t(v[i] & 1) << i;
+  return bits;
+#endif
+}
+CCT_INLINE VecI bit_lanes(uint32_t bits) {
+  VecU one;
+  for (int i = 0; i < kLanes; ++i) one[i] = 1u << i;
+  return (VecI)((one & bits) != 0);
+}
 CCT_INLINE float to_float(float value) { return value; }
 CCT_INLINE float to_float(BFloat16 value) {
   uint32_t bits = uint32_t(value.bits) << 16;

@@ -85,6 +85,8 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   a.mask = s.mask ? reinterpret_cast<const uint8_t*>(mask.data()) : nullptr;
   a.weights_dropout = make_dropout(s.attention_dropout), a.projection_dropout = make_dropout(s.dropout);
   a.qkv = qkv.data(), a.o = o.data();
+  const Guarded pairs(s.attention_dropout > 0 ? B * heads * N * a.Np / 8 : 0);
+  if (pairs.bytes()) a.pairs = reinterpret_cast<uint64_t*>(pairs.data());
   const bool converted = bf && !set.bf16;  // kept for backward as the host keeps it
   const Array kept_qkv(converted ? B * 3 * heads * a.Nr * a.hdp : 0, true), kept_o(converted ? B * a.Nr * a.Cp : 0, true);
   if (converted) a.kept_qkv = kept_qkv.data(), a.kept_o = kept_o.data();

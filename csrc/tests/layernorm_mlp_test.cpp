@@ -47,7 +47,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Array w1 = packed(in.w1, C, F, true, 0, bf, set.bf16), w2 = packed(in.w2, F, C, true, 0, bf, set.bf16);
   const Array out(rows * C, bf), mean(rows, false), rstd(rows, false), hidden(rows * round_up64(F), bf || set.bf16);
   MlpArgs a{};
-  a.N = s.N, a.C = C, a.F = F, a.Cp = round_up64(C), a.Fp = round_up64(F);
+  a.rows = rows, a.N = s.N, a.C = C, a.F = F, a.Cp = round_up64(C), a.Fp = round_up64(F);
   a.eps = 1e-5f;
   a.x_bf16 = bf, a.bf16 = set.bf16;
   a.x = x.data(), a.out = out.data(), a.mean = mean.floats(), a.rstd = rstd.floats();
