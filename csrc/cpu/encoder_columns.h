@@ -50,7 +50,7 @@ constexpr int64_t kColumnGroup = 16;  // columns of an item of the others; a str
 constexpr int64_t kColumnBlock = 48;  // rows of a weight that meet all columns before the next
 [[maybe_unused]] static int64_t columns_scratch(const ColumnArgs& a) {
   const int64_t widest = larger(a.attention.C, a.mlp.F);
-  return scratch_bytes({larger(kColumnBlock * widest, a.attention.N * 64), kColumnBlock * 64, widest + 16});
+  return scratch_bytes({larger(kColumnBlock * widest, a.attention.N * 64), kColumnBlock * 64});
 }
 
 CCT_DECLARE(void column_phase(const ColumnArgs& a, int phase, int64_t first, int64_t last, char* scratch))
