@@ -64,7 +64,7 @@ struct Threads {
 
   template <typename F>
   void slices(int64_t items, int64_t per_thread, F f) {
-    for_slices(items, per_thread, [&](int64_t first, int64_t last, int64_t) { f(first, last); });
+    thread_slices(items, per_thread, [&](int64_t first, int64_t last, int64_t, int64_t thread) { f(first, last, thread); });
   }
   char* scratch(int64_t bytes) { return thread_scratch(bytes); }
   char* shared(int64_t bytes) {

@@ -2,6 +2,8 @@
 // in csrc/tests runs it under sanitizers. See encoder.cpp.
 #pragma once
 
+#include <utility>
+
 #include "encoder_columns.h"
 
 namespace cct {
@@ -30,8 +32,9 @@ struct Activations {
   char *stream, *o, *qkv[2];  // q, k and v of even and of odd layers
 };
 
-// Threads: slices(items, n, f) calls f(first, last) on at most n slices for each thread and returns when all are done;
-// scratch(bytes) is memory of the calling thread; shared(bytes) memory of all of them.
+// Threads: slices(items, n, f) calls f(first, last, thread) on at most n slices for each thread, which is below `threads` of
+// the arguments, and returns when all are done; scratch(bytes) is memory of the calling thread; shared(bytes) memory of all of
+// them.
 template <typename Threads>
 class EncoderRun {
  public:
@@ -52,7 +55,7 @@ class EncoderRun {
     const int64_t fit = larger(1, kBudget / (stream_bytes_ + qkv_bytes_ + o_bytes_));
     const int64_t most = larger(1, (whole / args_.threads + kSlices - 1) / kSlices);  // images of a slice
     const int64_t groups = (most + fit - 1) / fit, group = (most + groups - 1) / groups;
-    threads_.slices(whole, kSlices, [&](int64_t first, int64_t last) {
+    threads_.slices(whole, kSlices, [&](int64_t first, int64_t last, int64_t) {
       char* memory = threads_.scratch(room(group, 1) + scratch_);
       for (int64_t b = first; b < last; b += group)
         carry(activations(b, memory, group, false), smaller(group, last - b), memory + room(group, 1));
@@ -114,7 +117,7 @@ class EncoderRun {
   void share(const Activations& at, int64_t images) {
     const int64_t unit = row_unit(args_.layers[0].attention), blocks = (N_ + unit - 1) / unit;
     auto rows = [&](auto f) {  // f(image, first row, last row, memory) on each thread's rows
-      threads_.slices(images * blocks, 1, [&](int64_t first, int64_t last) {
+      threads_.slices(images * blocks, 1, [&](int64_t first, int64_t last, int64_t) {
         for (int64_t b = first / blocks; b * blocks < last; ++b)
           f(b, larger(first - b * blocks, 0) * unit, smaller(smaller(last - b * blocks, blocks) * unit, N_),
             threads_.scratch(scratch_));
@@ -129,32 +132,54 @@ class EncoderRun {
       });
   }
 
-  // All layers of all images by all threads, tokens as columns: see encoder_columns.h. The threads meet seven times a layer.
+  // All layers of all images by all threads, tokens as columns: see encoder_columns.h. Two threads meet four times a layer:
+  // each normalises all columns for itself, and has whole heads. More of them divide the columns, and meet before and after.
   void share_columns() {
     const AttentionArgs& first = args_.layers[0].attention;
+    const bool own_norms = args_.threads <= 2, whole_heads = first.heads % args_.threads == 0;
     const int64_t sheet = args_.B * first.Np * first.C, stride = column_stride(N_), rows = args_.B * first.C * stride;
     int64_t hidden = 0;
     for (int64_t l = 0; l < args_.count; ++l) hidden = larger(hidden, args_.B * first.Np * args_.layers[l].mlp.F);
-    const auto sizes = {sheet, sheet, sheet, sheet, hidden, rows, rows};
-    float* part[7];
-    char* memory = threads_.shared(scratch_bytes(sizes));
-    for (int i = 0; i < 7; ++i) {
-      part[i] = reinterpret_cast<float*>(memory);
-      memory += scratch_bytes({sizes.begin()[i]});
-    }
-    const ColumnBuffers at{part[0], part[1], part[2], part[3], part[4], part[5], part[6], stride};
-    for (int64_t l = 0; l < args_.count; ++l) {
+    char* memory = threads_.shared(scratch_bytes({sheet, sheet, sheet, sheet, sheet, sheet, hidden, rows, rows}));
+    auto next = [&](int64_t floats) {
+      float* p = reinterpret_cast<float*>(memory);
+      memory += scratch_bytes({floats});
+      return p;
+    };
+    struct {
+      float* columns;
+      int64_t norms;                                 // that they have passed
+    } own[] = {{next(sheet), 0}, {next(sheet), 0}};  // by threads
+    ColumnBuffers at{};
+    at.x = next(sheet), at.next = next(sheet), at.y = own[0].columns, at.q = next(sheet), at.o = next(sheet);
+    at.h = next(hidden), at.k = next(rows), at.v = next(rows), at.stride = stride;
+    for (int64_t l = 0; l < args_.count; ++l, std::swap(at.x, at.next)) {
       AttentionArgs attention = args_.layers[l].attention;
       MlpArgs mlp = args_.layers[l].mlp;
-      attention.x = l == 0 ? args_.x : nullptr, attention.mask = args_.mask, mlp.out = args_.out;
+      attention.x = args_.x, attention.mask = args_.mask, mlp.out = args_.out;
       const ColumnArgs a{attention, mlp, args_.B, at};
-      for (int phase = 0; phase < kColumnPhases; ++phase)
-        threads_.slices(column_items(a, phase), kSlices, [&](int64_t begin, int64_t end) {
-          CCT_CALL(column_phase, a, phase, begin, end, threads_.scratch(columns_scratch(a)));
+      auto run = [&](int phase, int64_t norms = 0) {  // norms: how many its input has passed
+        threads_.slices(column_items(a, phase), kSlices, [&](int64_t begin, int64_t end, int64_t thread) {
+          char* scratch = threads_.scratch(columns_scratch(a));
+          ColumnArgs mine = a;
+          if (own_norms) mine.at.y = own[thread].columns;
+          if (own_norms && norms && own[thread].norms != norms) {
+            const int norm = norms % 2 ? kFirstNorm : kSecondNorm;
+            CCT_CALL(column_phase, mine, norm, 0, column_items(a, norm), scratch);
+            own[thread].norms = norms;
+          }
+          CCT_CALL(column_phase, mine, phase, begin, end, scratch);
         });
-      if (l + 1 == args_.count)
-        threads_.slices(column_items(a, kFirstNorm), 1,
-                        [&](int64_t begin, int64_t end) { CCT_CALL(store_columns, a, begin, end); });
+      };
+      if (l == 0) run(kLoad);
+      if (!own_norms) run(kFirstNorm);
+      run(whole_heads ? kQkvHeads : kQkv, 2 * l + 1);
+      if (!whole_heads) run(kHeads);
+      run(kProjection);
+      if (!own_norms) run(kSecondNorm);
+      run(kHidden, 2 * l + 2);
+      run(kOutput, 2 * l + 2);
+      if (l + 1 == args_.count) run(kStore);
     }
   }
 

@@ -158,20 +158,22 @@ CCT_INLINE void load_columns(const ColumnArgs& a, const Group& g) {
 }
 
 template <typename X>
-CCT_INLINE void store_group(const MlpArgs& m, const Group& g, const float* x, float* line) {
-  X* rows = static_cast<X*>(m.out) + (g.b * m.N + g.column) * m.C;
+CCT_INLINE void store_columns(const ColumnArgs& a, const Group& g) {
+  const int64_t C = a.attention.C, blocks = C / 16 * 16;
+  X* rows = static_cast<X*>(a.mlp.out) + (g.b * a.attention.N + g.column) * C;
+  const float* x = sheet(a.at.next, C, g.strip, 0) + g.offset;
   if (g.few) {
-    for (int64_t i = 0; i < g.columns * m.C; ++i) store_part(rows + i, set(x[i]), 1);
+    for (int64_t i = 0; i < g.columns * C; ++i) store_part(rows + i, set(x[i]), 1);
     return;
   }
-  const int64_t blocks = m.C / 16 * 16;
+  alignas(64) float line[16 * 16];
   for (int64_t c = 0; c < blocks; c += 16) {
     transpose16(reinterpret_cast<const uint32_t*>(x + c * kStrip), kStrip, reinterpret_cast<uint32_t*>(line), 16);
     for (int64_t i = 0; i < g.columns; ++i)
-      for (int l = 0; l < 16; l += kLanes) store(rows + i * m.C + c + l, load(line + i * 16 + l));
+      for (int l = 0; l < 16; l += kLanes) store(rows + i * C + c + l, load(line + i * 16 + l));
   }
-  for (int64_t c = blocks; c < m.C; ++c)
-    for (int64_t i = 0; i < g.columns; ++i) store_part(rows + i * m.C + c, set(x[c * kStrip + i]), 1);
+  for (int64_t c = blocks; c < C; ++c)
+    for (int64_t i = 0; i < g.columns; ++i) store_part(rows + i * C + c, set(x[c * kStrip + i]), 1);
 }
 
 // y = LN(x) of the columns of a group.
@@ -218,7 +220,6 @@ void norm(const ColumnArgs& a, bool first_of_block, int64_t first, int64_t last)
   const float eps = first_of_block ? t.eps : a.mlp.eps;
   for (int64_t i = first; i < last; ++i) {
     const Group g = group_of(t.N, i);
-    if (first_of_block && t.x) t.x_bf16 ? load_columns<BFloat16>(a, g) : load_columns<float>(a, g);
     for (int64_t c = 0; g.few && c < g.columns; ++c)
       normalise_row(few_columns(a.at.x, t.C, g.strip, c), t.C, eps, gamma, beta, few_columns(a.at.y, t.C, g.strip, c));
     if (!g.few)
@@ -335,21 +336,21 @@ void heads(const ColumnArgs& a, int64_t first, int64_t last, char* scratch) {
   }
 }
 
-// x = before + W X + bias.
-CCT_INLINE void residual(const ColumnArgs& a, const void* weight, bool bf16, int64_t K, float* X, float* before,
+// to = before + W X + bias.
+CCT_INLINE void residual(const ColumnArgs& a, const void* weight, bool bf16, int64_t K, float* X, float* before, float* to,
                          const float* bias, int64_t first, int64_t last, char* scratch) {
   const int64_t C = a.attention.C;
   weight_product(
       a, weight, bf16, K, C, X, first, last, scratch,
       [&](int64_t row, int64_t rows, int64_t i, const Strip& strip, const float* tile) {
         for (int64_t r = row; r < row + rows; ++r, tile += kStrip) {
-          float *from = sheet(before, C, i, r), *to = sheet(a.at.x, C, i, r);
-          for (int64_t l = 0; l < strip.width(); l += kLanes) store(to + l, load(from + l) + (load(tile + l) + bias[r]));
+          float *x = sheet(before, C, i, r), *out = sheet(to, C, i, r);
+          for (int64_t l = 0; l < strip.width(); l += kLanes) store(out + l, load(x + l) + (load(tile + l) + bias[r]));
         }
       },
       [&](int64_t row, int64_t rows, int64_t i, const Strip&, int64_t column, float* tile) {
         map_row(rows, tile, bias + row, tile, [](Vec v, Vec b) { return v + b; });
-        map_row(rows, few_columns(before, C, i, column) + row, tile, few_columns(a.at.x, C, i, column) + row,
+        map_row(rows, few_columns(before, C, i, column) + row, tile, few_columns(to, C, i, column) + row,
                 [](Vec v, Vec w) { return v + w; });
       });
 }
@@ -384,22 +385,30 @@ void column_phase(const ColumnArgs& a, int phase, int64_t first, int64_t last, c
       return qkv(a, first * kColumnRows, rows(3 * t.C), scratch);
     case kHeads:
       return heads(a, first, last, scratch);
+    case kQkvHeads:
+      for (int64_t h = first; h < last; ++h) {
+        for (int64_t row = h * t.hd; row < 3 * t.C; row += t.C) qkv(a, row, row + t.hd, scratch);
+        const int64_t groups = (t.N + 63) / 64;
+        for (int64_t b = 0; b < a.B; ++b) heads(a, (b * t.heads + h) * groups, (b * t.heads + h + 1) * groups, scratch);
+      }
+      return;
     case kProjection:
-      return residual(a, t.wproj, t.weight_bf16, t.C, a.at.o, a.at.x, t.bproj, first * kColumnRows, rows(t.C), scratch);
+      return residual(a, t.wproj, t.weight_bf16, t.C, a.at.o, a.at.x, a.at.x, t.bproj, first * kColumnRows, rows(t.C), scratch);
     case kHidden:
       return hidden(a, first * kColumnRows, rows(m.F), scratch);
+    case kOutput:
+      return residual(a, m.w2, m.weight_bf16, m.F, a.at.h, a.at.y, a.at.next, m.b2, first * kColumnRows, rows(t.C), scratch);
+    case kLoad:
+      for (int64_t i = first; i < last; ++i) {
+        const Group g = group_of(t.N, i);
+        t.x_bf16 ? load_columns<BFloat16>(a, g) : load_columns<float>(a, g);
+      }
+      return;
     default:
-      return residual(a, m.w2, m.weight_bf16, m.F, a.at.h, a.at.y, m.b2, first * kColumnRows, rows(t.C), scratch);
-  }
-}
-
-void store_columns(const ColumnArgs& a, int64_t first, int64_t last) {
-  const MlpArgs& m = a.mlp;
-  alignas(64) float line[16 * 16];
-  for (int64_t i = first; i < last; ++i) {
-    const Group g = group_of(m.N, i);
-    const float* x = sheet(a.at.x, m.C, g.strip, 0) + g.offset;
-    m.x_bf16 ? store_group<BFloat16>(m, g, x, line) : store_group<float>(m, g, x, line);
+      for (int64_t i = first; i < last; ++i) {
+        const Group g = group_of(t.N, i);
+        m.x_bf16 ? store_columns<BFloat16>(a, g) : store_columns<float>(a, g);
+      }
   }
 }
 

@@ -9,22 +9,22 @@
 namespace cct {
 
 // What the phases of a block pass on. A sheet of R channels has the columns (tokens) of an image in strips, [strip][R][kStrip]
-// with kStrip of gemm.h; k and v are row-major (C, stride).
+// with kStrip of gemm.h; the last one, where it has few columns, [column][R]. k and v are row-major (C, stride).
 struct ColumnBuffers {
-  float *x, *y, *q, *o, *h;  // sheets of C, C, C, C and F channels
+  float *x, *next, *y, *q, *o, *h;  // sheets of C channels, h of F; next: x of the next block
   float *k, *v;
   int64_t stride;  // no multiple of 4 KiB, so that a column does not fall into few sets of the cache
 };
 
 struct ColumnArgs {
-  const AttentionArgs& attention;  // x: rows that begin the encoder, or null; weights as they are
-  const MlpArgs& mlp;              // out: rows that end it, or null
+  const AttentionArgs& attention;  // x: rows that begin the encoder; weights as they are
+  const MlpArgs& mlp;              // out: rows that end it
   int64_t B;
   ColumnBuffers at;
 };
 
-// The phases of a block, each of so many independent items.
-enum ColumnPhase { kFirstNorm, kQkv, kHeads, kProjection, kSecondNorm, kHidden, kOutput, kColumnPhases };
+// The phases of a block, each of so many independent items. kQkvHeads: kQkv and kHeads of a head at a time.
+enum ColumnPhase { kLoad, kFirstNorm, kQkv, kHeads, kQkvHeads, kProjection, kSecondNorm, kHidden, kOutput, kStore };
 constexpr int64_t kColumnRows = 8;    // rows of a weight in an item
 constexpr int64_t kColumnGroup = 16;  // columns of an item of the others; a strip is a multiple of it
 [[maybe_unused]] static int64_t column_items(const ColumnArgs& a, int phase) {
@@ -36,6 +36,8 @@ constexpr int64_t kColumnGroup = 16;  // columns of an item of the others; a str
       return shares(3 * t.C);
     case kHeads:
       return a.B * t.heads * ((t.N + 63) / 64);  // 64 queries: whole strips of every set
+    case kQkvHeads:
+      return t.heads;
     case kHidden:
       return shares(a.mlp.F);
     case kProjection:
@@ -54,6 +56,5 @@ constexpr int64_t kColumnBlock = 48;  // rows of a weight that meet all columns 
 }
 
 CCT_DECLARE(void column_phase(const ColumnArgs& a, int phase, int64_t first, int64_t last, char* scratch))
-CCT_DECLARE(void store_columns(const ColumnArgs& a, int64_t first, int64_t last))  // at.x into the rows of mlp.out, by groups
 
 }  // namespace cct

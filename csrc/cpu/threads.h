@@ -76,11 +76,11 @@ inline int64_t backward_slices() { return at::get_num_threads() > 16 ? 1 : 2; }
 
 inline int64_t count_slices(int64_t items, int64_t per_thread) { return std::min(items, per_thread * at::get_num_threads()); }
 
-// f(first, last, slot) over `items` in contiguous slices, at most `per_thread` for each thread. The slices, and so every sum
-// made over one, are the same from run to run for a given number of threads. Which thread has one is not: a thread that is
-// done with its own takes those of others.
+// f(first, last, slot, thread) over `items` in contiguous slices, at most `per_thread` for each thread. The slices, and so
+// every sum made over one, are the same from run to run for a given number of threads. Which thread has one is not: a thread
+// that is done with its own takes those of others. thread: which of them, below at::get_num_threads().
 template <typename F>
-void for_slices(int64_t items, int64_t per_thread, F f) {
+void thread_slices(int64_t items, int64_t per_thread, F f) {
   const int64_t slots = count_slices(items, per_thread), threads = std::min<int64_t>(slots, at::get_num_threads());
   struct alignas(64) Queue {
     std::atomic<int64_t> next;
@@ -90,9 +90,13 @@ void for_slices(int64_t items, int64_t per_thread, F f) {
   parallel(threads, [&](int64_t t) {
     for (int64_t i = 0; i < threads; ++i) {
       const int64_t owner = (t + i) % threads, end = (owner + 1) * slots / threads;
-      for (int64_t s; (s = queues[owner].next++) < end;) f(s * items / slots, (s + 1) * items / slots, s);
+      for (int64_t s; (s = queues[owner].next++) < end;) f(s * items / slots, (s + 1) * items / slots, s, t);
     }
   });
+}
+template <typename F>
+void for_slices(int64_t items, int64_t per_thread, F f) {
+  thread_slices(items, per_thread, [&](int64_t first, int64_t last, int64_t slot, int64_t) { f(first, last, slot); });
 }
 template <typename F>
 void for_slices(int64_t items, F f) {

@@ -23,8 +23,11 @@ struct TestThreads {
   std::vector<Guarded> held;
   std::mutex lock;
 
-  void slices(int64_t items, int64_t per_thread, const std::function<void(int64_t, int64_t)>& f) {
-    for_slices(items, count * per_thread, [&](int64_t, int64_t first, int64_t last) { f(first, last); });
+  void slices(int64_t items, int64_t per_thread, const std::function<void(int64_t, int64_t, int64_t)>& f) {
+    const int64_t slots = smaller(items, count * per_thread);
+    for_slices(slots, count, [&](int64_t thread, int64_t first, int64_t last) {
+      for (int64_t s = first; s < last; ++s) f(s * items / slots, (s + 1) * items / slots, thread);
+    });
   }
   char* scratch(int64_t bytes) {
     const std::lock_guard<std::mutex> guard(lock);
@@ -122,7 +125,8 @@ void test(const std::string& where, const Setting& set) {
                          {5, 7, 12, 3, 20, 2, true},    // whole images and a shared one
                          {1, 70, 10, 2, 70, 3, false},  // one image, rows among the threads
                          {1, 65, 12, 2, 300, 1, true},  // a second piece of a sum, one column behind whole strips
-                         {1, 65, 48, 2, 80, 1, false},  // and it is a dot product of half a step more
+                         {1, 65, 48, 2, 80, 1, false},  // and its dot products end in half a step
+                         {2, 66, 24, 3, 40, 2, true},   // two columns behind
                          {7, 33, 66, 1, 5, 2, true}})
     test_shape(where, set, s);
 }
