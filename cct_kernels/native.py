@@ -61,6 +61,11 @@ def _kept_dtype(x, compute):
     return compute if x.device.type != "cpu" or compute == torch.bfloat16 else torch.float32
 
 
+def _kept_rows(N, kept):
+    """The rows kept of an image's q, k and v: whole blocks where the kernels work on them, else of the copies the N alone."""
+    return N if kept == torch.bfloat16 and not torch.ops.cct_kernels.cpu_multiplies_bfloat16() else _round_up(N, 32)
+
+
 def _define():
     for name, schema in OPS.items():
         torch.library.define(f"cct_kernels::{name}", schema)
@@ -107,7 +112,8 @@ def _define():
         (B, N, C), hd = x.shape, x.shape[2] // num_heads
         compute, keep = rest[-2:]
         attn_dropout = rest[2]
-        images, rows, kept = B if keep else 0, _round_up(N, 32), _kept_dtype(x, compute)
+        images, kept = B if keep else 0, _kept_dtype(x, compute)
+        rows = _kept_rows(N, kept)
         qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=kept)
         o = x.new_empty(images, rows, _round_up(C, 64), dtype=kept)
         stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)

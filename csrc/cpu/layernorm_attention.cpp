@@ -30,20 +30,24 @@ template <typename From, typename To>
 CCT_INLINE void convert(const From* from, To* to, int64_t n) {  // n: whole vectors
   for (int64_t i = 0; i < n; i += kLanes) store(to + i, load(from + i));
 }
-// Rows [first, last) of q, k and v of all heads of an image, and of their outputs.
-template <typename From, typename To>
-CCT_INLINE void convert_rows(const AttentionArgs& a, const From* qkv, const From* o, To* to_qkv, To* to_o, int64_t first,
-                             int64_t last) {
-  for (int64_t h = 0; h < 3 * a.heads; ++h) {
-    const int64_t row = (h * a.Nr + first) * a.hdp;
-    convert(qkv + row, to_qkv + row, (last - first) * a.hdp);
-  }
-  convert(o + first * a.Cp, to_o + first * a.Cp, (last - first) * a.Cp);
-}
 CCT_INLINE BFloat16* kept_qkv(const AttentionArgs& a, int64_t b) {
-  return static_cast<BFloat16*>(a.kept_qkv) + b * 3 * a.heads * a.Nr * a.hdp;
+  return static_cast<BFloat16*>(a.kept_qkv) + b * 3 * a.heads * a.N * a.hdp;
 }
-CCT_INLINE BFloat16* kept_o(const AttentionArgs& a, int64_t b) { return static_cast<BFloat16*>(a.kept_o) + b * a.Nr * a.Cp; }
+CCT_INLINE BFloat16* kept_o(const AttentionArgs& a, int64_t b) { return static_cast<BFloat16*>(a.kept_o) + b * a.N * a.Cp; }
+
+// Rows [first, last) of q, k and v of all heads of image b, and of their outputs: to what is kept of them, and back.
+template <typename T>
+CCT_INLINE void keep_rows(const AttentionArgs& a, int64_t b, const T* qkv, const T* o, int64_t first, int64_t last) {
+  for (int64_t h = 0; h < 3 * a.heads; ++h)
+    convert(qkv + (h * a.Nr + first) * a.hdp, kept_qkv(a, b) + (h * a.N + first) * a.hdp, (last - first) * a.hdp);
+  convert(o + first * a.Cp, kept_o(a, b) + first * a.Cp, (last - first) * a.Cp);
+}
+template <typename T>
+CCT_INLINE void load_kept_rows(const AttentionArgs& a, int64_t b, T* qkv, T* o, int64_t first, int64_t last) {
+  for (int64_t h = 0; h < 3 * a.heads; ++h)
+    convert(kept_qkv(a, b) + (h * a.N + first) * a.hdp, qkv + (h * a.Nr + first) * a.hdp, (last - first) * a.hdp);
+  convert(kept_o(a, b) + first * a.Cp, o + first * a.Cp, (last - first) * a.Cp);
+}
 
 CCT_INLINE float score_scale(const AttentionArgs& a) { return 1.f / __builtin_sqrtf(float(a.hd)); }
 
@@ -210,8 +214,7 @@ void projection_rows(const AttentionArgs& a, int64_t b, int64_t slot, int64_t fi
     for (int64_t i = first; i < last; ++i) std::memset((void*)(o + i * a.Cp + a.C), 0, (a.Cp - a.C) * sizeof(T));
   if (last == a.N) zero_rows(o, a.N, a.Nr, a.Cp);
   if constexpr (sizeof(T) == 4)
-    if (a.kept_qkv)
-      convert_rows(a, head_rows<T>(a, slot, 0, 0), o, kept_qkv(a, b), kept_o(a, b), first, last == a.N ? a.Nr : last);
+    if (a.kept_qkv) keep_rows(a, b, head_rows<T>(a, slot, 0, 0), o, first, last);
   for (int64_t row = first, R; row < last; row += R) {
     R = pass_rows<T>(last - row, a.Cp * sizeof(T));
     for (int64_t p = 0; p < panels(a.C); ++p)
@@ -413,7 +416,11 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
   }
   const int64_t end = round_up(last, 32);
   if constexpr (sizeof(T) == 4)
-    if (a.kept_qkv) convert_rows(a, kept_qkv(a, b), kept_o(a, b), w.qkv, w.o, first, end);
+    if (a.kept_qkv) {
+      load_kept_rows(a, b, w.qkv, w.o, first, last);
+      for (int64_t h = 0; h < 3 * a.heads; ++h) zero_rows(w.qkv + h * a.Nr * a.hdp, last, end, a.hdp);
+      zero_rows(w.o, last, end, a.Cp);
+    }
   zero_rows(w.dqkv, last, end, a.Qp);
   if (!a.need_weights) return;
   zero_rows(w.da, last, end, a.Cp);
@@ -635,14 +642,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wqkv = call.wqkv.const_data_ptr();
   a.wproj = call.wproj.const_data_ptr();
   const auto f32 = x.options().dtype(at::kFloat);
-  const bool converted = keep && call.kept != call.products, keep_slots = keep && !converted;
+  const bool converted = keep && call.converted(), keep_slots = keep && !converted;
   const int64_t B = call.B, slots = keep_slots ? B : count_slices(B, kForwardSlices), images = keep ? B : 0;
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32),
              rstd = at::empty({B, a.N}, f32);
   const at::Tensor qkv = pooled_empty(call.qkv_shape(slots), call.products),
                    o = pooled_empty(call.o_shape(slots), call.products);
-  const at::Tensor kept_qkv = keep_slots ? qkv : pooled_empty(call.qkv_shape(images), call.kept);
-  const at::Tensor kept_o = keep_slots ? o : pooled_empty(call.o_shape(images), call.kept);
+  const at::Tensor kept_qkv = keep_slots ? qkv : pooled_empty(call.kept_qkv_shape(images), call.kept);
+  const at::Tensor kept_o = keep_slots ? o : pooled_empty(call.kept_o_shape(images), call.kept);
   at::Tensor lse = at::empty({images, a.heads, a.N}, f32);
   const at::Tensor pairs = pooled_empty(call.pairs_shape(keep), at::kLong);
   a.out = out.data_ptr();
@@ -671,8 +678,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
   check_tensor(kOp, "mean", mean_in, {B, a.N}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {B, a.N}, at::kFloat);
-  check_tensor(kOp, "qkv", qkv_in, call.qkv_shape(B), call.kept);
-  check_tensor(kOp, "o", o_in, call.o_shape(B), call.kept);
+  check_tensor(kOp, "qkv", qkv_in, call.kept_qkv_shape(B), call.kept);
+  check_tensor(kOp, "o", o_in, call.kept_o_shape(B), call.kept);
   check_tensor(kOp, "lse", lse_in, {B, a.heads, a.N}, at::kFloat);
   check_tensor(kOp, "pairs", pairs_in, call.pairs_shape(true), at::kLong);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
@@ -683,8 +690,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wproj_back = wproj_back.const_data_ptr();
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
-  (call.kept == call.products ? a.qkv : a.kept_qkv) = qkv.data_ptr();
-  (call.kept == call.products ? a.o : a.kept_o) = o.data_ptr();
+  (call.converted() ? a.kept_qkv : a.qkv) = qkv.data_ptr();
+  (call.converted() ? a.kept_o : a.o) = o.data_ptr();
   a.lse = lse.data_ptr<float>();
   a.pairs = static_cast<uint64_t*>(pairs.data_ptr());
   at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());

@@ -24,7 +24,7 @@ struct AttentionArgs {
   const float* path_scale;                   // (B) or null
   DropoutArgs weights_dropout, projection_dropout;
   void *qkv, *o;            // slots of (3, heads, Nr, hdp) and (Nr, Cp), products' type
-  void *kept_qkv, *kept_o;  // the same of all images in bfloat16, kept for backward; or null: the slots are kept
+  void *kept_qkv, *kept_o;  // N rows of each for all images in bfloat16, kept for backward; or null: the slots are kept
   float* lse;               // (B, heads, N) or null
   uint64_t* pairs;          // (B, heads, N, Np / 64) or null: a bit for each key, 1 where dropout keeps its weight
   // backward
@@ -104,8 +104,11 @@ struct AttentionCall {
                 const OptionalTensor& qkv_bias, const OptionalTensor& mask_in, double attn_dropout, double dropout,
                 const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute);
 
+  bool converted() const { return kept != products; }  // for backward; then without the rows from N to Nr
   std::vector<int64_t> qkv_shape(int64_t images) const { return {images, 3, a.heads, a.Nr, a.hdp}; }
   std::vector<int64_t> o_shape(int64_t images) const { return {images, a.Nr, a.Cp}; }
+  std::vector<int64_t> kept_qkv_shape(int64_t images) const { return {images, 3, a.heads, converted() ? a.N : a.Nr, a.hdp}; }
+  std::vector<int64_t> kept_o_shape(int64_t images) const { return {images, converted() ? a.N : a.Nr, a.Cp}; }
   std::vector<int64_t> pairs_shape(bool keep) const {
     return {keep && a.weights_dropout.threshold ? B : 0, a.heads, a.N, a.Np / 64};
   }

@@ -88,7 +88,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Guarded pairs(s.attention_dropout > 0 ? B * heads * N * a.Np / 8 : 0);
   if (pairs.bytes()) a.pairs = reinterpret_cast<uint64_t*>(pairs.data());
   const bool converted = bf && !set.bf16;  // kept for backward as the host keeps it
-  const Array kept_qkv(converted ? B * 3 * heads * a.Nr * a.hdp : 0, true), kept_o(converted ? B * a.Nr * a.Cp : 0, true);
+  const Array kept_qkv(converted ? B * 3 * heads * N * a.hdp : 0, true), kept_o(converted ? B * N * a.Cp : 0, true);
   if (converted) a.kept_qkv = kept_qkv.data(), a.kept_o = kept_o.data();
 
   // one image after the other; its rows and heads among the threads, as the host shares an image
@@ -129,7 +129,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
                                      sums.of(slot, kDbproj), sums.of(slot, kDgamma), sums.of(slot, kDbeta)};
           attention_backward_phase(a, b, phase, first, last, g, shared.data(), scratch.data());
         });
-    auto check = [&](const char* name, Values Inputs::*which, const Values& gradient) {
+    auto check = [&](const char* name, Values Inputs::* which, const Values& gradient) {
       Inputs moved = in;
       expect_gradient(where + name, gradient, in.*which, tolerance, [&](const Values& at) {
         moved.*which = at;
