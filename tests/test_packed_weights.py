@@ -277,6 +277,23 @@ def inside(call):
     return [event.name for event in profile.events()]
 
 
+def test_backward_drops_what_forward_packed():
+    """One packing of a weight that is trained is enough; of one that is not, both are kept."""
+    for trained in (True, False):
+        block = Block()
+        block.x.requires_grad_()
+        for parameter in block.parameters():
+            parameter.requires_grad_(trained)
+        block()
+        kept = inside(block)
+        block().sum().backward()
+        assert (inside(block) == kept) is not trained
+        assert inside(block) == kept
+        with constant_weights():
+            block().sum().backward()
+        assert inside(block) == kept
+
+
 @pytest.mark.parametrize("kernel", [3, 4])  # by Winograd's filter in float32, and not
 def test_channels_last_weights_are_packed_once(kernel):
     x, weight = torch.randn(2, 32, 8, 8), torch.randn(64, 32, kernel, kernel)

@@ -226,11 +226,15 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
 
 namespace {
 
+Key key_of(const at::Tensor& weight, int kind, int64_t group) {
+  return {weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 8 + kind, group};
+}
+
 // What `make` packs from the weight, kept as said at Packed. `kind`, `group`: which packing this is.
 template <typename Make>
 at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64_t values, Make make) {
   if (!is_kept(weight)) return make();
-  const Key key{weight.const_data_ptr(), (weight.scalar_type() == at::kBFloat16) * 8 + kind, group};
+  const Key key = key_of(weight, kind, group);
   const int64_t version = weight._version();
   c10::StorageImpl* owner = weight.storage().unsafeGetStorageImpl();
   c10::intrusive_ptr<c10::StorageImpl> kept_owner;  // freed after the lock: freeing may take the pool's lock, or Python's
@@ -244,6 +248,9 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
           weight.sizes() == at::IntArrayRef(p.sizes) && weight.strides() == at::IntArrayRef(p.strides))
         return p.panels;
     }
+    std::erase_if(g_packed, [&](const auto& item) {  // before new panels stand beside those of old values
+      return item.second.owner.expired() || (item.first.data == key.data && item.second.version != version);
+    });
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
   Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner),
@@ -255,7 +262,6 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
                make()};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
-  std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });
   g_packed.insert_or_assign(key, std::move(entry));
   return panels;
 }
@@ -264,6 +270,13 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
 
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t values) {
   return packed_once(weight, bf16 * 2 + transposed, group, values, [&] { return pack(weight, transposed, group, bf16); });
+}
+
+void drop_packed(const at::Tensor& weight, bool transposed, int64_t group, bool bf16) {
+  if (t_constant) return;
+  decltype(g_packed)::node_type dropped;  // freed after the lock
+  const std::lock_guard<std::mutex> guard(g_lock);
+  dropped = g_packed.extract(key_of(weight, bf16 * 2 + transposed, group));
 }
 
 at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16) {
