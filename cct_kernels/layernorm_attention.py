@@ -71,8 +71,10 @@ class _LayerNormAttention(torch.autograd.Function):
         options = attn_dropout, dropout, scale, seed, eps, compute
         forward, _ = kernels(OP, backend)
         keep = grad and any(ctx.needs_input_grad)
-        out, *saved = forward(*tensors, num_heads, qkv_bias, mask, *options, keep)
+        out, *saved, kept_x = forward(*tensors, num_heads, qkv_bias, mask, *options, keep)
         if keep:
+            if kept_x.numel():
+                tensors[0] = kept_x
             ctx.save_for_backward(*tensors, qkv_bias, mask, scale, seed, *saved)
             ctx.options = num_heads, attn_dropout, dropout, eps, compute, backend
         return out

@@ -58,8 +58,10 @@ class _LayerNormMLP(torch.autograd.Function):
         *tensors, dropout, scale, seed, eps, compute, backend, grad = args
         forward, _ = kernels(OP, backend)
         keep = grad and any(ctx.needs_input_grad)
-        out, *saved = forward(*tensors, dropout, scale, seed, eps, compute, keep)
+        out, *saved, kept_x = forward(*tensors, dropout, scale, seed, eps, compute, keep)
         if keep:
+            if kept_x.numel():
+                tensors[0] = kept_x
             ctx.save_for_backward(*tensors, scale, seed, *saved)
             ctx.options = dropout, eps, compute, backend
         return out

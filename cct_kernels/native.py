@@ -24,6 +24,7 @@ _ATTENTION = (
 
 _CONV = "int[2] stride, int[2] padding, bool relu, int[6] pool, ScalarType compute"
 
+# kept_x: what backward takes in the place of x, so that x can be freed; empty where it takes x itself.
 OPS = {
     "augment_pixels": "(Tensor images, Tensor codes, Tensor args, Tensor fill) -> Tensor",
     "augment_finish": "(Tensor images, Tensor? lam, Tensor? box, Tensor? erase, Tensor scale, Tensor shift, int mode, "
@@ -36,12 +37,12 @@ OPS = {
     "(Tensor dx, Tensor dweight, Tensor dbias)",
     "encoder_forward": "(Tensor x, Tensor[] blocks, int num_heads, Tensor? mask, float eps, ScalarType compute) -> Tensor",
     "layernorm_attention_forward": f"({_ATTENTION}, bool keep) -> "
-    "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs)",
+    "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, Tensor kept_x)",
     "layernorm_attention_backward": f"(Tensor dout, {_ATTENTION}, "
     "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dqkv_weight, Tensor dproj_weight, "
     "Tensor dproj_bias, Tensor dqkv_bias)",
-    "layernorm_mlp_forward": f"({_MLP}, bool keep) -> (Tensor out, Tensor mean, Tensor rstd, Tensor hidden)",
+    "layernorm_mlp_forward": f"({_MLP}, bool keep) -> (Tensor out, Tensor mean, Tensor rstd, Tensor hidden, Tensor kept_x)",
     "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, Tensor hidden, bool need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dfc1_weight, Tensor dfc1_bias, "
     "Tensor dfc2_weight, Tensor dfc2_bias)",
@@ -64,6 +65,13 @@ def _kept_dtype(x, compute):
 def _kept_rows(N, kept):
     """The rows kept of an image's q, k and v: whole blocks where the kernels work on them, else of the copies the N alone."""
     return N if kept == torch.bfloat16 and not torch.ops.cct_kernels.cpu_multiplies_bfloat16() else _round_up(N, 32)
+
+
+def _kept_norm(x, compute, keep):
+    """mean, rstd and kept_x of the LayerNorm that an op begins with: on a CPU the rows normalised where that is smaller."""
+    images, normalised = x.shape[0] if keep else 0, keep and x.dtype == torch.float32 and compute == torch.bfloat16
+    mean, rstd = (x.new_empty(n, x.shape[1], dtype=torch.float32) for n in (0 if normalised else images, images))
+    return mean, rstd, x.new_empty(x.shape, dtype=compute) if normalised else x.new_empty(0)
 
 
 def _define():
@@ -116,30 +124,31 @@ def _define():
         rows = _kept_rows(N, kept)
         qkv = x.new_empty(images, 3, num_heads, rows, _round_up(hd, 64), dtype=kept)
         o = x.new_empty(images, rows, _round_up(C, 64), dtype=kept)
-        stats, lse = x.new_empty(B, N, dtype=torch.float32), x.new_empty(images, num_heads, N, dtype=torch.float32)
+        lse = x.new_empty(images, num_heads, N, dtype=torch.float32)
+        mean, rstd, kept_x = _kept_norm(x, compute, keep)
         pairs = (images if attn_dropout > 0.0 else 0, num_heads, N, _round_up(N, 64) // 64)
-        return x.new_empty(x.shape), stats, torch.empty_like(stats), qkv, o, lse, x.new_empty(pairs, dtype=torch.int64)
+        return x.new_empty(x.shape), mean, rstd, qkv, o, lse, x.new_empty(pairs, dtype=torch.int64), kept_x
 
     @torch.library.register_fake("cct_kernels::layernorm_attention_backward")
     def _(dout, x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, *rest):
         C, need_weights = x.shape[2], rest[-1]
         new = qkv_weight.new_empty
         dqkv, dproj = (new(3 * C, C), new(C, C)) if need_weights else (new(0), new(0))
-        return x.new_empty(x.shape), new(C), new(C), dqkv, dproj, new(C), new(0 if qkv_bias is None else 3 * C)
+        return dout.new_empty(x.shape), new(C), new(C), dqkv, dproj, new(C), new(0 if qkv_bias is None else 3 * C)
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_forward")
     def _(x, norm_weight, norm_bias, fc1_weight, *rest):
         (B, N, _), (compute, keep) = x.shape, rest[-2:]
-        stats = x.new_empty(B, N, dtype=torch.float32)
+        mean, rstd, kept_x = _kept_norm(x, compute, keep)
         hidden = x.new_empty(-(-fc1_weight.shape[0] // 64), B * N if keep else 0, 64, dtype=_kept_dtype(x, compute))
-        return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden
+        return x.new_empty(x.shape), mean, rstd, hidden, kept_x
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")
     def _(dout, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *rest):
         (F, C), need_weights = fc1_weight.shape, rest[-1]
         new = fc1_weight.new_empty
         dw1, dw2 = (new(F, C), new(C, F)) if need_weights else (new(0), new(0))
-        return x.new_empty(x.shape), new(C), new(C), dw1, new(F), dw2, new(C)
+        return dout.new_empty(x.shape), new(C), new(C), dw1, new(F), dw2, new(C)
 
     @torch.library.register_fake("cct_kernels::seqpool_forward")
     def _(x, weight, norm_weight, norm_bias, eps):

@@ -106,12 +106,16 @@ def test_same_result_from_run_to_run():
     assert all(torch.equal(runs[0][n], runs[1][n]) for n in runs[0])
 
 
-def test_opcheck():
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_opcheck(compute):
     for case in (CASES[1], CASES[8]):
-        args = (*make_inputs(case, torch.float32).values(), 0.0, None, None, 1e-5, torch.float32)
-        assert NATIVE.layernorm_mlp_forward(*args, False)[3].numel() == 0  # nothing is kept for a backward that does not come
+        args = (*make_inputs(case, torch.float32).values(), 0.0, None, None, 1e-5, compute)
+        nothing = NATIVE.layernorm_mlp_forward(*args, False)[1:]  # is kept for a backward that does not come
+        assert sum(kept.numel() for kept in nothing) == 0
         torch.library.opcheck(NATIVE.layernorm_mlp_forward.default, (*args, True))
-        out, *saved = NATIVE.layernorm_mlp_forward(*args, True)
+        out, *saved, kept_x = NATIVE.layernorm_mlp_forward(*args, True)
+        if kept_x.numel():
+            args = (kept_x, *args[1:])
         torch.library.opcheck(NATIVE.layernorm_mlp_backward.default, (torch.randn_like(out), *args, *saved, True))
 
 
@@ -155,7 +159,7 @@ def test_bad_input(change, message):
 
 def test_native_op_checks_what_it_indexes_by():
     good = [*GOOD.values(), 0.0, None, None, 1e-5, torch.float32]
-    out, mean, rstd, hidden = NATIVE.layernorm_mlp_forward(*good, True)
+    out, mean, rstd, hidden, _ = NATIVE.layernorm_mlp_forward(*good, True)
     for index, wrong in (
         (0, torch.zeros(2, 8)),
         (1, torch.zeros(3)),

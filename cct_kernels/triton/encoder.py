@@ -118,10 +118,10 @@ def _forward_by_segments(config, x, parameters, num_heads, mask, random, eps, co
 def _forward_by_ops(_, x, parameters, num_heads, mask, random, eps, compute, keep):
     streams, saved = [], []
     for block, scales, seeds in zip(_split(parameters), random.scales, random.seeds, strict=True):
-        mid, *attention = layernorm_attention.forward(
+        mid, *attention, _ = layernorm_attention.forward(
             x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute, keep
         )
-        x, *mlp, _ = layernorm_mlp.forward(mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, keep)
+        x, *mlp, _, _ = layernorm_mlp.forward(mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, keep)
         if keep:
             saved.append(Saved(*attention, mid, *mlp))
             streams.append(x)

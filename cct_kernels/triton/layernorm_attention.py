@@ -21,12 +21,12 @@ def _fake_forward(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias,
     stats = x.new_empty(B, N, dtype=torch.float32)
     qkv, o = (x.new_empty(B * N, width, dtype=compute) for width in (3 * C, C))
     lse = x.new_empty(B, num_heads, N, dtype=torch.float32)
-    return x.new_empty(B, N, C), stats, torch.empty_like(stats), qkv, o, lse, _no_pairs(x)
+    return x.new_empty(B, N, C), stats, torch.empty_like(stats), qkv, o, lse, *_not_kept(x)
 
 
-def _no_pairs(x):
-    """The masks of dropout are drawn again in backward."""
-    return x.new_empty(0, dtype=torch.int64)
+def _not_kept(x):
+    """Backward draws the masks of dropout again, and takes x itself."""
+    return x.new_empty(0, dtype=torch.int64), x.new_empty(0)
 
 
 @launch.operator("layernorm_attention_forward" + native.OPS["layernorm_attention_forward"], _fake_forward)
@@ -44,7 +44,7 @@ def forward(
         o, proj_weight.to(compute), x.new_empty(B * N, C), bias=dense(proj_bias), residual=rows,
         branch_out=Branch(drop_path_scale, seed, dropout, philox.PROJECTION), tokens=N,
     )  # fmt: skip
-    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), qkv, o, lse, _no_pairs(x)
+    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), qkv, o, lse, *_not_kept(x)
 
 
 @launch.operator(

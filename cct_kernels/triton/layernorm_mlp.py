@@ -147,7 +147,8 @@ def _one_kernel(table, x, C, compute, dropout):
 
 def _fake_forward(x, norm_weight, norm_bias, fc1_weight, *rest):
     stats, compute = x.new_empty(x.shape[:2], dtype=torch.float32), rest[-2]
-    return x.new_empty(x.shape), stats, torch.empty_like(stats), x.new_empty(0, fc1_weight.shape[0], dtype=compute)
+    hidden = x.new_empty(0, fc1_weight.shape[0], dtype=compute)
+    return x.new_empty(x.shape), stats, torch.empty_like(stats), hidden, x.new_empty(0)
 
 
 @launch.operator("layernorm_mlp_forward" + native.OPS["layernorm_mlp_forward"], _fake_forward)
@@ -165,7 +166,7 @@ def forward(
             rows, norm.weight, norm.bias, w1, dense(fc1_bias), w2, dense(fc2_bias), drop_path_scale, out,
             norm.mean, norm.rstd, B * N, C, F, N, eps, **config,
         )  # fmt: skip
-        return out, norm.mean.view(B, N), norm.rstd.view(B, N), x.new_empty(0, F, dtype=compute)
+        return out, norm.mean.view(B, N), norm.rstd.view(B, N), x.new_empty(0, F, dtype=compute), x.new_empty(0)
     hidden = Branch(None, seed, dropout, philox.HIDDEN)
     h = linear(
         rows, w1, x.new_empty(B * N, F, dtype=compute), bias=dense(fc1_bias), norm_input=norm, activation="gelu",
@@ -175,7 +176,7 @@ def forward(
         h, w2, x.new_empty(B * N, C), bias=dense(fc2_bias), norm_residual=norm, residual=rows,
         branch_out=Branch(drop_path_scale, seed, dropout, philox.OUTPUT), tokens=N,
     )  # fmt: skip
-    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), h.new_empty(0, F)
+    return out.view(B, N, C), norm.mean.view(B, N), norm.rstd.view(B, N), h.new_empty(0, F), x.new_empty(0)
 
 
 @launch.operator("layernorm_mlp_backward" + native.OPS["layernorm_mlp_backward"], torch.ops.cct_kernels.layernorm_mlp_backward)

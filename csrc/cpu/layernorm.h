@@ -42,18 +42,18 @@ CCT_INLINE float rstd_of(const float* row, int64_t C, float mean, float eps) {
   return 1.f / __builtin_sqrtf(total / float(C) + eps);
 }
 
-// row = (row - mean) * rstd; what lies behind C stays as it is.
+// row = xhat = (row - mean) * rstd; what lies behind C stays as it is.
 CCT_INLINE void normalise(float* row, int64_t C, float mean, float rstd) {
   int64_t c = 0;
   for (; c + kLanes <= C; c += kLanes) store(row + c, (load(row + c) - mean) * rstd);
   for (; c < C; ++c) row[c] = (row[c] - mean) * rstd;
 }
 
-// y = LN(x) of one row, as T and, unless z is null, as float; zeros from C to Cp, as gamma and beta have them. Statistics
-// computed and returned: three passes over a row that is in the first-level cache.
+// y = LN(x) of one row, as T and, unless z is null, as float; zeros from C to Cp, as gamma and beta have them. xhat: its C
+// values, unless null. Statistics computed and returned: three passes over a row that is in the first-level cache.
 template <typename X, typename T>
-CCT_INLINE void layernorm_row(const X* x, int64_t C, int64_t Cp, float eps, const float* gamma, const float* beta, float* z,
-                              T* y, float& mean, float& rstd) {
+CCT_INLINE void layernorm_row(const X* x, int64_t C, int64_t Cp, float eps, const float* gamma, const float* beta,
+                              BFloat16* xhat, float* z, T* y, float& mean, float& rstd) {
   const int64_t whole = C / kLanes * kLanes;
   const Vec tail = C > whole ? load_part(x + whole, int(C - whole)) : Vec{};
   Vec total = tail;
@@ -68,21 +68,32 @@ CCT_INLINE void layernorm_row(const X* x, int64_t C, int64_t Cp, float eps, cons
     squares += d * d;
   }
   rstd = 1.f / __builtin_sqrtf(sum(squares) / float(C) + eps);
-  auto out = [&](int64_t c, Vec centred) {
-    const Vec v = centred * rstd * load(gamma + c) + load(beta + c);
+  auto out = [&](int64_t c, Vec h) {
+    const Vec v = h * load(gamma + c) + load(beta + c);
     if (z) store(z + c, v);
     store(y + c, v);
   };
-  for (int64_t c = 0; c < whole; c += kLanes) out(c, load(x + c) - mean);
-  if (C > whole) out(whole, tail_centred);
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    const Vec h = (load(x + c) - mean) * rstd;
+    if (xhat) store(xhat + c, h);
+    out(c, h);
+  }
+  if (C > whole) {
+    if (xhat) store_part(xhat + whole, tail_centred * rstd, int(C - whole));
+    out(whole, tail_centred * rstd);
+  }
   for (int64_t c = round_up(C, kLanes); c < Cp; c += kLanes) out(c, Vec{});
 }
 
-// xhat of x into row (zeros behind C up to the next vector), from saved statistics.
-template <typename T>
-CCT_INLINE void normalise_row_saved(const T* x, int64_t C, float* row, float mean, float rstd) {
-  load_row(x, C, row);
-  normalise(row, C, mean, rstd);
+// xhat of row i into `row` (zeros behind C up to the next vector): what forward kept, or of x with the saved statistics.
+template <typename X, typename Args>
+CCT_INLINE void saved_xhat(const Args& a, int64_t i, float* row) {
+  if (a.xhat) {
+    load_row(static_cast<const BFloat16*>(a.xhat) + i * a.C, a.C, row);
+    return;
+  }
+  load_row(static_cast<const X*>(a.x) + i * a.C, a.C, row);
+  normalise(row, a.C, a.mean[i], a.rstd[i]);
 }
 
 // row = xhat in, y = xhat * gamma + beta out, as float and as T; zeros from C to Cp, as gamma and beta have them.

@@ -78,9 +78,11 @@ template <typename X, typename T>
 CCT_INLINE void layernorm_rows(const AttentionArgs& a, int64_t token, int64_t rows, T* y) {
   for (int64_t i = 0; i < rows; ++i, ++token) {
     float mean, rstd;
-    layernorm_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, static_cast<float*>(nullptr),
-                  y + i * a.Cp, mean, rstd);
-    if (a.mean) a.mean[token] = mean, a.rstd[token] = rstd;
+    BFloat16* xhat = a.xhat ? static_cast<BFloat16*>(a.xhat) + token * a.C : nullptr;
+    layernorm_row(static_cast<const X*>(a.x) + token * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, xhat,
+                  static_cast<float*>(nullptr), y + i * a.Cp, mean, rstd);
+    if (a.mean) a.mean[token] = mean;
+    if (a.rstd) a.rstd[token] = rstd;
   }
 }
 
@@ -396,7 +398,7 @@ template <typename X, typename T>
 void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t last, const AttentionGradients& g,
                     const BackwardBuffers<T>& w) {
   const Dropout dropout(a.projection_dropout, kProjectionSite);
-  const X *x = static_cast<const X*>(a.x) + b * a.N * a.C, *dout = static_cast<const X*>(a.dout) + b * a.N * a.C;
+  const X* dout = static_cast<const X*>(a.dout) + b * a.N * a.C;
   const float s = a.path_scale ? a.path_scale[b] : 1.f;
   for (int64_t i = first; i < last; ++i) {
     load_row(dout + i * a.C, a.C, w.line);
@@ -411,7 +413,7 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
     if ((i + 1) % kSumRows == 0 || i + 1 == last) flush_sums(w.part, g.dbproj, a.Cp);
     std::memset((void*)(w.dqkv + i * a.Qp + 3 * a.C), 0, (a.Qp - 3 * a.C) * sizeof(T));
     if (!a.need_weights) continue;
-    normalise_row_saved(x + i * a.C, a.C, w.xhat, a.mean[b * a.N + i], a.rstd[b * a.N + i]);
+    saved_xhat<X>(a, b * a.N + i, w.xhat);
     affine(w.xhat, w.y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
   }
   const int64_t end = round_up(last, 32);
@@ -476,7 +478,7 @@ void backward_norm(const AttentionArgs& a, int64_t b, int64_t first, int64_t las
   for (int64_t i = first; i < last; ++i) {
     const int64_t token = b * a.N + i;
     load_row(static_cast<const X*>(a.dout) + token * a.C, a.C, w.line);
-    normalise_row_saved(static_cast<const X*>(a.x) + token * a.C, a.C, w.xhat, a.mean[token], a.rstd[token]);
+    saved_xhat<X>(a, token, w.xhat);
     backward_row(w.xhat, w.dxn + i * a.Cp, a.gamma, a.C, width, a.rstd[token], w.line, w.part, w.part + a.Cp);
     if ((i + 1) % kSumRows == 0 || i + 1 == last) {
       flush_sums(w.part, g.dgamma, width);
@@ -629,7 +631,7 @@ void forward(const AttentionCall& call, bool keep_slots) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& qkv_weight,
     const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads, const OptionalTensor& qkv_bias,
     const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale,
@@ -643,9 +645,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   a.wproj = call.wproj.const_data_ptr();
   const auto f32 = x.options().dtype(at::kFloat);
   const bool converted = keep && call.converted(), keep_slots = keep && !converted;
+  const bool keep_xhat = keep && keeps_xhat(call.x, compute);
   const int64_t B = call.B, slots = keep_slots ? B : count_slices(B, kForwardSlices), images = keep ? B : 0;
-  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), mean = at::empty({B, a.N}, f32),
-             rstd = at::empty({B, a.N}, f32);
+  at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type()), rstd = at::empty({images, a.N}, f32),
+             mean = at::empty({keep_xhat ? 0 : images, a.N}, f32);
+  at::Tensor kept_x = keep_xhat ? pooled_empty(call.x.sizes(), at::kBFloat16) : at::empty({0}, x.options());
   const at::Tensor qkv = pooled_empty(call.qkv_shape(slots), call.products),
                    o = pooled_empty(call.o_shape(slots), call.products);
   const at::Tensor kept_qkv = keep_slots ? qkv : pooled_empty(call.kept_qkv_shape(images), call.kept);
@@ -653,15 +657,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   at::Tensor lse = at::empty({images, a.heads, a.N}, f32);
   const at::Tensor pairs = pooled_empty(call.pairs_shape(keep), at::kLong);
   a.out = out.data_ptr();
-  a.mean = mean.data_ptr<float>();
-  a.rstd = rstd.data_ptr<float>();
+  a.mean = keep && !keep_xhat ? mean.data_ptr<float>() : nullptr;
+  a.rstd = keep ? rstd.data_ptr<float>() : nullptr;
+  a.xhat = keep_xhat ? kept_x.data_ptr() : nullptr;
   a.qkv = qkv.data_ptr();
   a.o = o.data_ptr();
   a.lse = keep ? lse.data_ptr<float>() : nullptr;
   a.pairs = pairs.numel() ? static_cast<uint64_t*>(pairs.data_ptr()) : nullptr;
   if (converted) a.kept_qkv = kept_qkv.data_ptr(), a.kept_o = kept_o.data_ptr();
   forward(call, keep_slots);
-  return {out, mean, rstd, kept_qkv, kept_o, lse, pairs};
+  return {out, mean, rstd, kept_qkv, kept_o, lse, pairs, kept_x};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_backward(
@@ -675,8 +680,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
                      dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
   const int64_t B = call.B;
-  check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
-  check_tensor(kOp, "mean", mean_in, {B, a.N}, at::kFloat);
+  const bool from_xhat = is_xhat(x, dout_in, compute);
+  check_tensor(kOp, "dout", dout_in, x.sizes(), from_xhat ? at::kFloat : x.scalar_type());
+  check_tensor(kOp, "mean", mean_in, {from_xhat ? 0 : B, a.N}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {B, a.N}, at::kFloat);
   check_tensor(kOp, "qkv", qkv_in, call.kept_qkv_shape(B), call.kept);
   check_tensor(kOp, "o", o_in, call.kept_o_shape(B), call.kept);
@@ -689,13 +695,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
                    wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
   a.wqkv_back = wqkv_back.const_data_ptr();
   a.wproj_back = wproj_back.const_data_ptr();
+  if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
   (call.converted() ? a.kept_qkv : a.qkv) = qkv.data_ptr();
   (call.converted() ? a.kept_o : a.o) = o.data_ptr();
   a.lse = lse.data_ptr<float>();
   a.pairs = static_cast<uint64_t*>(pairs.data_ptr());
-  at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
+  at::Tensor dx = pooled_empty(call.x.sizes(), dout.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;

@@ -17,6 +17,7 @@ struct AttentionArgs {
   const void* x;      // (B, N, C)
   void* out;
   float *mean, *rstd;                        // (B, N), or null
+  void* xhat;                                // (B, N, C) in bfloat16, kept for backward in the place of x and mean; or null
   const float *gamma, *beta, *bqkv, *bproj;  // padded with zeros; bqkv (3 * heads * hdp)
   const void *wqkv, *wproj;                  // panels of Wqkv^T by head, of Wproj^T; for encoder_columns.h the weights
   bool weight_bf16;                          // there: their storage

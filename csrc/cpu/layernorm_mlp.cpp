@@ -1,7 +1,7 @@
 // y = LN(x);  out = y + s * drop(fc2(drop(gelu(fc1(y))))), forward and backward, on blocks of rows: everything here is local
 // to a row, so a block's activations stay in the second-level cache from x to out.
 //
-// Backward needs x, the LayerNorm statistics and h = y W1^T + b1: to compute h again would take a seventh of the products. For
+// Backward needs xhat, the rows normalised, and h = y W1^T + b1: to compute h again would take a seventh of the products. For
 // one block of tokens and one panel of 64 hidden columns at a time,
 //   dz = s * mask * dout    dg = dz W2    dh = dg * mask * gelu'(h)
 //   dW1^T += y^T dh    dW2 += dz^T (mask * gelu(h))          dy = dout + dh W1     then LayerNorm's backward.
@@ -32,9 +32,11 @@ template <typename X, typename T>
 CCT_INLINE void layernorm_rows(const MlpArgs& a, int64_t row, int64_t R, T* y, float* z) {
   for (int64_t i = 0; i < R; ++i) {
     float mean, rstd;
-    layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, z + i * a.Cp, y + i * a.Cp,
-                  mean, rstd);
-    if (a.mean) a.mean[row + i] = mean, a.rstd[row + i] = rstd;
+    BFloat16* xhat = a.xhat ? static_cast<BFloat16*>(a.xhat) + (row + i) * a.C : nullptr;
+    layernorm_row(static_cast<const X*>(a.x) + (row + i) * a.C, a.C, a.Cp, a.eps, a.gamma, a.beta, xhat, z + i * a.Cp,
+                  y + i * a.Cp, mean, rstd);
+    if (a.mean) a.mean[row + i] = mean;
+    if (a.rstd) a.rstd[row + i] = rstd;
   }
 }
 
@@ -109,7 +111,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
   float *dy = take<float>(scratch, kT * a.Cp), *xhat = take<float>(scratch, a.Cp), *line = take<float>(scratch, a.Cp);
   float* part = take<float>(scratch, 2 * a.Cp);  // of the sums over rows
   std::memset(part, 0, 2 * a.Cp * sizeof(float));
-  const X *x = static_cast<const X*>(a.x), *dout = static_cast<const X*>(a.dout);
+  const X* dout = static_cast<const X*>(a.dout);
 
   for (int64_t row = first; row < last; row += kT) {
     const int64_t R = last - row < kT ? last - row : kT, K = round_up(R, 32);
@@ -117,7 +119,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
     std::memset((void*)(dz + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
     for (int64_t i = 0; i < R; ++i) {
       if (a.need_weights) {
-        normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
+        saved_xhat<X>(a, row + i, xhat);
         affine(xhat, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
       }
       load_row(dout + (row + i) * a.C, a.C, line);
@@ -179,7 +181,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
     for (int64_t i = 0; i < R; ++i) {
       const int64_t width = round_up(a.C, kLanes);
       for (int64_t c = 0; c < width; c += kLanes) store(line + c, Vec{});
-      normalise_row_saved(x + (row + i) * a.C, a.C, xhat, a.mean[row + i], a.rstd[row + i]);
+      saved_xhat<X>(a, row + i, xhat);
       backward_row(xhat, dy + i * a.Cp, a.gamma, a.C, width, a.rstd[row + i], line, part, part + a.Cp);
       if ((i + 1) % kSumRows == 0 || i + 1 == R) {
         flush_sums(part, g.dgamma, width);
@@ -259,7 +261,7 @@ MlpCall::MlpCall(const at::Tensor& x_in, const OptionalTensor& norm_weight, cons
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward(
     const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& fc1_weight,
     const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias, double dropout,
     const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute, bool keep) {
@@ -271,18 +273,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_forward
   a.w1 = call.w1.const_data_ptr();
   a.w2 = call.w2.const_data_ptr();
   at::Tensor out = pooled_empty(call.x.sizes(), call.x.scalar_type());
-  at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
+  const bool keep_xhat = keep && keeps_xhat(call.x, compute);
+  const auto f32 = x.options().dtype(at::kFloat);
+  const int64_t images = keep ? x.size(0) : 0;
+  at::Tensor mean = at::empty({keep_xhat ? 0 : images, a.N}, f32), rstd = at::empty({images, a.N}, f32);
+  at::Tensor kept_x = keep_xhat ? pooled_empty(call.x.sizes(), at::kBFloat16) : at::empty({0}, x.options());
   at::Tensor hidden = pooled_empty({a.Fp / 64, keep ? a.rows : 0, 64}, kept_dtype(compute));
   a.out = out.data_ptr();
-  a.mean = mean.data_ptr<float>();
-  a.rstd = rstd.data_ptr<float>();
+  a.mean = keep && !keep_xhat ? mean.data_ptr<float>() : nullptr;
+  a.rstd = keep ? rstd.data_ptr<float>() : nullptr;
+  a.xhat = keep_xhat ? kept_x.data_ptr() : nullptr;
   a.hidden = keep ? hidden.data_ptr() : nullptr;
   const int64_t bytes = mlp_forward_scratch(a);
   constexpr int64_t kUnit = 16;  // rows that a thread's share is a multiple of
   for_slices((a.rows + kUnit - 1) / kUnit, kForwardSlices, [&](int64_t first, int64_t last, int64_t) {
     CCT_CALL(layernorm_mlp_forward_rows, a, first * kUnit, std::min(last * kUnit, a.rows), thread_scratch(bytes));
   });
-  return {out, mean, rstd, hidden};
+  return {out, mean, rstd, hidden, kept_x};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_mlp_backward(
@@ -293,8 +300,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
                compute);
   MlpArgs& a = call.a;
-  check_tensor(kOp, "dout", dout_in, x.sizes(), x.scalar_type());
-  check_tensor(kOp, "mean", mean_in, {x.size(0), x.size(1)}, at::kFloat);
+  const bool from_xhat = is_xhat(x, dout_in, compute);
+  check_tensor(kOp, "dout", dout_in, x.sizes(), from_xhat ? at::kFloat : x.scalar_type());
+  check_tensor(kOp, "mean", mean_in, {from_xhat ? 0 : x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "rstd", rstd_in, {x.size(0), x.size(1)}, at::kFloat);
   check_tensor(kOp, "hidden", hidden_in, {a.Fp / 64, a.rows, 64}, kept_dtype(compute));
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous(),
@@ -304,10 +312,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
   a.w1_back = call.w1_back.const_data_ptr();
   a.w2_back = call.w2_back.const_data_ptr();
+  if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;
   a.mean = mean.data_ptr<float>();
   a.rstd = rstd.data_ptr<float>();
   a.hidden = hidden.data_ptr();
-  at::Tensor dx = pooled_empty(call.x.sizes(), call.x.scalar_type());
+  at::Tensor dx = pooled_empty(call.x.sizes(), dout.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
   a.need_weights = need_weights;

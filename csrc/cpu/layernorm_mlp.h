@@ -16,6 +16,7 @@ struct MlpArgs {
   const void* x;                        // (rows, C)
   void* out;                            // (rows, C)
   float *mean, *rstd;                   // (rows), or null
+  void* xhat;                           // (rows, C) in bfloat16, kept for backward in the place of x and mean; or null
   void* hidden;                         // (Fp / 64, rows, 64): h, kept for backward; or null
   bool hidden_bf16;                     // its storage
   const float *gamma, *beta, *b1, *b2;  // padded with zeros to Cp, Fp

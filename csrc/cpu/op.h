@@ -79,6 +79,15 @@ inline bool bf16_products(at::ScalarType compute) { return compute == at::kBFloa
 // The dtype of what is kept for backward: bfloat16 also where it is multiplied in float32, for half the memory.
 inline at::ScalarType kept_dtype(at::ScalarType compute) { return compute == at::kBFloat16 ? at::kBFloat16 : at::kFloat; }
 
+// Backward of a LayerNorm needs x only as xhat = (x - mean) * rstd. Where what is kept is smaller than x, forward keeps xhat,
+// so that x can be freed. Backward then has xhat in the place of x, and knows it by the dtype of dout.
+inline bool keeps_xhat(const at::Tensor& x, at::ScalarType compute) {
+  return x.scalar_type() == at::kFloat && kept_dtype(compute) == at::kBFloat16;
+}
+inline bool is_xhat(const at::Tensor& x, const at::Tensor& dout, at::ScalarType compute) {
+  return x.scalar_type() == at::kBFloat16 && keeps_xhat(dout, compute);
+}
+
 // seed (2,) int64 = (seed, offset), needed when p > 0.
 inline DropoutArgs dropout_args(const char* op, const OptionalTensor& seed, double p) {
   DropoutArgs d{};

@@ -78,13 +78,14 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Array qkv_bias(bqkv, false), bproj = Array::padded(in.bproj), scale(in.scale, false);
   const Array wqkv = packed(in.wqkv, C, 3 * C, true, a.hd, bf, set.bf16), wproj = packed(in.wproj, C, C, true, 0, bf, set.bf16);
   const Array out(B * N * C, bf), mean(B * N, false), rstd(B * N, false), lse(B * heads * N, false);
+  const Array xhat(bf ? 0 : B * N * C, true);
   const Array qkv(B * 3 * heads * a.Nr * a.hdp, set.bf16), o(B * a.Nr * a.Cp, set.bf16);
   a.x = x.data(), a.out = out.data(), a.mean = mean.floats(), a.rstd = rstd.floats(), a.lse = lse.floats();
   a.gamma = gamma.floats(), a.beta = beta.floats(), a.bqkv = qkv_bias.floats(), a.bproj = bproj.floats();
   a.wqkv = wqkv.data(), a.wproj = wproj.data(), a.path_scale = scale.floats();
   a.mask = s.mask ? reinterpret_cast<const uint8_t*>(mask.data()) : nullptr;
   a.weights_dropout = make_dropout(s.attention_dropout), a.projection_dropout = make_dropout(s.dropout);
-  a.qkv = qkv.data(), a.o = o.data();
+  a.qkv = qkv.data(), a.o = o.data(), a.xhat = bf ? nullptr : xhat.data();
   const Guarded pairs(s.attention_dropout > 0 ? B * heads * N * a.Np / 8 : 0);
   if (pairs.bytes()) a.pairs = reinterpret_cast<uint64_t*>(pairs.data());
   const bool converted = bf && !set.bf16;  // kept for backward as the host keeps it
@@ -108,10 +109,13 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     });
     rows(attention_projection_rows);
   }
-  const double tolerance = bf || set.bf16 ? 0.03 : 3e-5;
+  double tolerance = bf || set.bf16 ? 0.03 : 3e-5;
   expect_near(where + "out", out.values(), reference(s, a, in), tolerance);
 
-  for (const bool need_weights : {true, false}) {
+  for (const auto& [need_weights, from_xhat] : {std::pair{true, false}, {false, false}, {true, true}}) {
+    if (from_xhat && bf) continue;
+    if (from_xhat) a.x = nullptr, a.mean = nullptr, tolerance = 0.03;
+    a.xhat = from_xhat ? xhat.data() : nullptr;
     const Array dx(B * N * C, bf);
     const Array wqkv_back = packed(in.wqkv, 3 * C, C, false, 0, bf, set.bf16);
     const Array wproj_back = packed(in.wproj, C, C, false, a.hd, bf, set.bf16);
@@ -129,7 +133,7 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
                                      sums.of(slot, kDbproj), sums.of(slot, kDgamma), sums.of(slot, kDbeta)};
           attention_backward_phase(a, b, phase, first, last, g, shared.data(), scratch.data());
         });
-    auto check = [&](const char* name, Values Inputs::* which, const Values& gradient) {
+    auto check = [&](const char* name, Values Inputs::*which, const Values& gradient) {
       Inputs moved = in;
       expect_gradient(where + name, gradient, in.*which, tolerance, [&](const Values& at) {
         moved.*which = at;

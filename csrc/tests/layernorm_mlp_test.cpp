@@ -46,11 +46,13 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   const Array b1 = Array::padded(in.b1), b2 = Array::padded(in.b2), scale(in.scale, false);
   const Array w1 = packed(in.w1, C, F, true, 0, bf, set.bf16), w2 = packed(in.w2, F, C, true, 0, bf, set.bf16);
   const Array out(rows * C, bf), mean(rows, false), rstd(rows, false), hidden(rows * round_up64(F), bf || set.bf16);
+  const Array xhat(bf ? 0 : rows * C, true);
   MlpArgs a{};
   a.rows = rows, a.N = s.N, a.C = C, a.F = F, a.Cp = round_up64(C), a.Fp = round_up64(F);
   a.eps = 1e-5f;
   a.x_bf16 = bf, a.bf16 = set.bf16;
   a.x = x.data(), a.out = out.data(), a.mean = mean.floats(), a.rstd = rstd.floats();
+  a.xhat = bf ? nullptr : xhat.data();
   a.hidden = hidden.data(), a.hidden_bf16 = bf || set.bf16;
   a.gamma = gamma.floats(), a.beta = beta.floats(), a.b1 = b1.floats(), a.b2 = b2.floats();
   a.w1 = w1.data(), a.w2 = w2.data(), a.path_scale = scale.floats();
@@ -59,10 +61,13 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     const Guarded scratch(mlp_forward_scratch(a));
     layernorm_mlp_forward_rows(a, first * 16, smaller(last * 16, rows), scratch.data());
   });
-  const double tolerance = bf || set.bf16 ? 0.02 : 2e-5;
+  double tolerance = bf || set.bf16 ? 0.02 : 2e-5;
   expect_near(where + "out", out.values(), reference(s, a.dropout, in), tolerance);
 
-  for (const bool need_weights : {true, false}) {
+  for (const auto& [need_weights, from_xhat] : {std::pair{true, false}, {false, false}, {true, true}}) {
+    if (from_xhat && bf) continue;
+    if (from_xhat) a.x = nullptr, a.mean = nullptr, tolerance = 0.02;
+    a.xhat = from_xhat ? xhat.data() : nullptr;
     const Array dx(rows * C, bf);
     const Array w1_back = packed(in.w1, F, C, false, 0, bf, set.bf16), w2_back = packed(in.w2, C, F, false, 0, bf, set.bf16);
     a.dout = dout.data(), a.dx = dx.data(), a.w1_back = w1_back.data(), a.w2_back = w2_back.data();
