@@ -41,16 +41,20 @@ void use(size_t bytes) {
   free_beyond(2 * g_most_used - g_used_bytes);
 }
 
-void* acquire(size_t bytes) {
+// At least `bytes`: a block as large as that, else the smallest that is held of those an eighth larger at most.
+Block acquire(size_t bytes) {
   {
     const std::lock_guard<std::mutex> guard(g_lock);
-    const auto found = std::find_if(g_held.begin(), g_held.end(), [&](const Block& block) { return block.bytes == bytes; });
+    auto found = g_held.end();
+    for (auto block = g_held.begin(); block != g_held.end(); ++block)
+      if (block->bytes >= bytes && block->bytes <= bytes + bytes / 8 && (found == g_held.end() || block->bytes < found->bytes))
+        found = block;
     if (found != g_held.end()) {
-      void* memory = found->memory;
+      const Block block = *found;
       g_held.erase(found);
-      g_held_bytes -= bytes;
-      use(bytes);
-      return memory;
+      g_held_bytes -= block.bytes;
+      use(block.bytes);
+      return block;
     }
   }
   void* memory = std::aligned_alloc(kPage, bytes);
@@ -58,13 +62,13 @@ void* acquire(size_t bytes) {
   if (!memory && free_beyond(0) > 0) memory = std::aligned_alloc(kPage, bytes);
   TORCH_CHECK(memory, "cct_kernels: out of memory for ", bytes, " bytes");
   use(bytes);
-  return memory;
+  return {bytes, memory};
 }
 
-void give_back(size_t bytes, void* memory) {
+void give_back(Block block) {
   const std::lock_guard<std::mutex> guard(g_lock);
-  g_used_bytes -= bytes, g_held_bytes += bytes;
-  g_held.push_front({bytes, memory});
+  g_used_bytes -= block.bytes, g_held_bytes += block.bytes;
+  g_held.push_front(block);
   free_beyond(2 * g_most_used - g_used_bytes);
 }
 
@@ -79,8 +83,9 @@ int64_t release_memory() {
 at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
   const size_t bytes = (size_t(c10::multiply_integers(sizes)) * c10::elementSize(dtype) + kPage - 1) / kPage * kPage;
   if (bytes < kSmallest) return at::empty(sizes, dtype);
-  auto deleter = [bytes](void* memory) { give_back(bytes, memory); };
-  at::Tensor out = at::from_blob(acquire(bytes), sizes, deleter, at::TensorOptions().dtype(dtype));
+  const Block block = acquire(bytes);
+  auto deleter = [block](void*) { give_back(block); };
+  at::Tensor out = at::from_blob(block.memory, sizes, deleter, at::TensorOptions().dtype(dtype));
   // as at::empty does when asked to make unwritten elements visible
   if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory())
     at::isFloatingType(dtype) ? out.fill_(std::nan("")) : out.fill_(255);
