@@ -631,11 +631,12 @@ void forward(const AttentionCall& call, bool keep_slots) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> layernorm_attention_forward(
-    const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const at::Tensor& qkv_weight,
-    const at::Tensor& proj_weight, const OptionalTensor& proj_bias, int64_t num_heads, const OptionalTensor& qkv_bias,
-    const OptionalTensor& mask, double attn_dropout, double dropout, const OptionalTensor& drop_path_scale,
-    const OptionalTensor& seed, double eps, at::ScalarType compute, bool keep) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+layernorm_attention_forward(const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                            const at::Tensor& qkv_weight, const at::Tensor& proj_weight, const OptionalTensor& proj_bias,
+                            int64_t num_heads, const OptionalTensor& qkv_bias, const OptionalTensor& mask, double attn_dropout,
+                            double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps,
+                            at::ScalarType compute, bool keep) {
   AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout,
                      dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
