@@ -172,6 +172,6 @@ def test_native_op_checks_what_it_indexes_by():
     with pytest.raises(ValueError, match="mean has shape"):
         NATIVE.layernorm_mlp_backward(out, *good, mean[:1], rstd, hidden, True)
     with pytest.raises(ValueError, match="hidden has shape"):
-        NATIVE.layernorm_mlp_backward(out, *good, mean, rstd, hidden[:1], True)
+        NATIVE.layernorm_mlp_backward(out, *good, mean, rstd, hidden[:, :1], True)
     with pytest.raises(ValueError, match="seed is missing"):
         NATIVE.layernorm_mlp_forward(*good[:7], 0.5, *good[8:], True)

@@ -118,7 +118,7 @@ def _forward_by_segments(config, x, parameters, num_heads, mask, random, eps, co
 def _forward_by_ops(_, x, parameters, num_heads, mask, random, eps, compute, keep):
     streams, saved = [], []
     for block, scales, seeds in zip(_split(parameters), random.scales, random.seeds, strict=True):
-        mid, *attention, _ = layernorm_attention.forward(
+        mid, *attention, _, _ = layernorm_attention.forward(
             x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute, keep
         )
         x, *mlp, _, _ = layernorm_mlp.forward(mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, keep)
@@ -197,7 +197,7 @@ def _backward_by_ops(_, dout, streams, parameters, num_heads, mask, random, eps,
         )
         dout, dnorm_weight, dnorm_bias, *attention, _ = layernorm_attention.backward(
             dout, x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute,
-            s.mean, s.rstd, s.qkv, s.o, s.lse, need_weights,
+            s.mean, s.rstd, s.qkv, s.o, s.lse, None, need_weights,
         )  # fmt: skip
         gradients.append(Block(dnorm_weight, dnorm_bias, *attention, *mlp))
     return dout, gradients[::-1]
