@@ -278,7 +278,7 @@ def inside(call):
 
 
 def test_backward_drops_what_forward_packed():
-    """One packing of a weight that is trained is enough; of one that is not, both are kept."""
+    """Panels of a weight that is trained are not kept beyond its gradient; those of one that is not are."""
     for trained in (True, False):
         block = Block()
         block.x.requires_grad_()

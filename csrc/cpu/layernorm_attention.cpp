@@ -691,9 +691,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "pairs", pairs_in, call.pairs_shape(true), at::kLong);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
   const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous(), pairs = pairs_in.contiguous();
-  if (need_weights) drop_packed(qkv_weight, true, a.hd, a.bf16), drop_packed(proj_weight, true, 0, a.bf16);
-  const at::Tensor wqkv_back = pack_weight(qkv_weight, false, 0, a.bf16),
-                   wproj_back = pack_weight(proj_weight, false, a.hd, a.bf16);
+  const at::Tensor wqkv_back = pack_backward(qkv_weight, 0, a.hd, a.bf16, need_weights),
+                   wproj_back = pack_backward(proj_weight, a.hd, 0, a.bf16, need_weights);
   a.wqkv_back = wqkv_back.const_data_ptr();
   a.wproj_back = wproj_back.const_data_ptr();
   if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;

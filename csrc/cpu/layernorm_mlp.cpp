@@ -307,9 +307,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "hidden", hidden_in, {a.Fp / 64, a.rows, 64}, kept_dtype(compute));
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous(),
                    hidden = hidden_in.contiguous();
-  if (need_weights) drop_packed(fc1_weight, true, 0, a.bf16), drop_packed(fc2_weight, true, 0, a.bf16);
-  call.w1_back = pack_weight(fc1_weight, false, 0, a.bf16);
-  call.w2_back = pack_weight(fc2_weight, false, 0, a.bf16);
+  call.w1_back = pack_backward(fc1_weight, 0, 0, a.bf16, need_weights);
+  call.w2_back = pack_backward(fc2_weight, 0, 0, a.bf16, need_weights);
   a.w1_back = call.w1_back.const_data_ptr();
   a.w2_back = call.w2_back.const_data_ptr();
   if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;

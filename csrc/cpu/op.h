@@ -44,9 +44,10 @@ inline char* thread_scratch(size_t bytes) {
 // The panels of gemm.h for a weight (see PackArgs); group 0: no groups.
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
-// Frees the panels that forward used, for backward to make its own: once a gradient of the weight is there, the optimizer will
-// change it, and of each weight one packing is enough. Steps that add up several gradients pack again for each.
-void drop_packed(const at::Tensor& weight, bool transposed, int64_t group, bool bf16);
+// The panels of the weight, not transposed, for a backward pass. Where it makes a gradient of the weight (trained), the
+// optimizer will change the weight next: neither these panels are kept nor any longer those of forward (of forward_group).
+// Steps that add up several gradients pack again for each; inside `constant_weights` all is kept.
+at::Tensor pack_backward(const at::Tensor& weight, int64_t group, int64_t forward_group, bool bf16, bool trained);
 at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16);  // U of winograd.h, one matrix after the other
 
 // A product in the dtype of its operands: autocast is still on inside an op, and would round them to bfloat16.

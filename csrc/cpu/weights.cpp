@@ -248,9 +248,6 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
           weight.sizes() == at::IntArrayRef(p.sizes) && weight.strides() == at::IntArrayRef(p.strides))
         return p.panels;
     }
-    std::erase_if(g_packed, [&](const auto& item) {  // before new panels stand beside those of old values
-      return item.second.owner.expired() || (item.first.data == key.data && item.second.version != version);
-    });
   }
   auto shared_owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(owner);
   Packed entry{c10::weak_intrusive_ptr<c10::StorageImpl>(shared_owner),
@@ -262,6 +259,7 @@ at::Tensor packed_once(const at::Tensor& weight, int kind, int64_t group, uint64
                make()};
   const at::Tensor panels = entry.panels;
   const std::lock_guard<std::mutex> guard(g_lock);
+  std::erase_if(g_packed, [](const auto& item) { return item.second.owner.expired(); });
   g_packed.insert_or_assign(key, std::move(entry));
   return panels;
 }
@@ -272,11 +270,14 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
   return packed_once(weight, bf16 * 2 + transposed, group, values, [&] { return pack(weight, transposed, group, bf16); });
 }
 
-void drop_packed(const at::Tensor& weight, bool transposed, int64_t group, bool bf16) {
-  if (t_constant) return;
-  decltype(g_packed)::node_type dropped;  // freed after the lock
-  const std::lock_guard<std::mutex> guard(g_lock);
-  dropped = g_packed.extract(key_of(weight, bf16 * 2 + transposed, group));
+at::Tensor pack_backward(const at::Tensor& weight, int64_t group, int64_t forward_group, bool bf16, bool trained) {
+  if (!trained || t_constant) return pack_weight(weight, false, group, bf16);
+  {
+    decltype(g_packed)::node_type dropped;  // freed after the lock
+    const std::lock_guard<std::mutex> guard(g_lock);
+    dropped = g_packed.extract(key_of(weight, bf16 * 2 + true, forward_group));
+  }
+  return pack(weight, false, group, bf16);
 }
 
 at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16) {
