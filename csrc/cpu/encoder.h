@@ -133,10 +133,12 @@ class EncoderRun {
   }
 
   // All layers of all images by all threads, tokens as columns: see encoder_columns.h. Two threads meet four times a layer:
-  // each normalises all columns for itself, and has whole heads. More of them divide the columns, and meet before and after.
+  // each has whole heads, and normalises all columns for itself where they are few. Else they divide the columns, and meet
+  // before and after.
   void share_columns() {
     const AttentionArgs& first = args_.layers[0].attention;
-    const bool own_norms = args_.threads <= 2, whole_heads = first.heads % args_.threads == 0;
+    const bool own_norms = args_.threads <= 2 && args_.B * first.N * first.C <= 1 << 15;
+    const bool whole_heads = first.heads % args_.threads == 0;
     const int64_t sheet = args_.B * first.Np * first.C, stride = column_stride(N_), rows = args_.B * first.C * stride;
     int64_t hidden = 0;
     for (int64_t l = 0; l < args_.count; ++l) hidden = larger(hidden, args_.B * first.Np * args_.layers[l].mlp.F);
