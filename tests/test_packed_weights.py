@@ -289,6 +289,10 @@ def test_backward_drops_what_forward_packed():
         block().sum().backward()
         assert (inside(block) == kept) is not trained
         assert inside(block) == kept
+        block().sum().backward()  # adds to the gradients
+        assert inside(block) == kept
+        for parameter in block.parameters():
+            parameter.grad = None
         with constant_weights():
             block().sum().backward()
         assert inside(block) == kept

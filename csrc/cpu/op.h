@@ -46,7 +46,7 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
 at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group, bool bf16, uint64_t checksum);
 // The panels of the weight, not transposed, for a backward pass. Where it makes a gradient of the weight (trained), the
 // optimizer will change the weight next: neither these panels are kept nor any longer those of forward (of forward_group).
-// Steps that add up several gradients pack again for each; inside `constant_weights` all is kept.
+// Where it has a gradient already a step adds up several, and all is kept, as inside `constant_weights`.
 at::Tensor pack_backward(const at::Tensor& weight, int64_t group, int64_t forward_group, bool bf16, bool trained);
 at::Tensor pack_winograd(const at::Tensor& weight, bool transposed, bool bf16);  // U of winograd.h, one matrix after the other
 

@@ -271,7 +271,8 @@ at::Tensor pack_weight(const at::Tensor& weight, bool transposed, int64_t group,
 }
 
 at::Tensor pack_backward(const at::Tensor& weight, int64_t group, int64_t forward_group, bool bf16, bool trained) {
-  if (!trained || t_constant) return pack_weight(weight, false, group, bf16);
+  const bool adds_up = weight.is_leaf() && weight.grad().defined();
+  if (!trained || adds_up || t_constant) return pack_weight(weight, false, group, bf16);
   {
     decltype(g_packed)::node_type dropped;  // freed after the lock
     const std::lock_guard<std::mutex> guard(g_lock);
