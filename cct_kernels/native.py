@@ -126,7 +126,7 @@ def _define():
         o = x.new_empty(images, rows, _round_up(C, 64), dtype=kept)
         lse = x.new_empty(images, num_heads, N, dtype=torch.float32)
         mean, rstd, kept_x = _kept_norm(x, compute, keep)
-        pairs = (images if attn_dropout > 0.0 else 0, num_heads, N, _round_up(N, 64) // 64)
+        pairs = (images if round(attn_dropout * 2**32) else 0, num_heads, N, _round_up(N, 64) // 64)
         return x.new_empty(x.shape), mean, rstd, qkv, o, lse, x.new_empty(pairs, dtype=torch.int64), kept_x
 
     @torch.library.register_fake("cct_kernels::layernorm_attention_backward")
