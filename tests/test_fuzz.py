@@ -304,15 +304,15 @@ def test_wrong_arity_is_pythons_error(op):
             getattr(cct_kernels, op)(*arguments)
 
 
-def native_calls():
-    """Good arguments of each native op, forward and backward."""
+def native_calls(compute):
+    """Good arguments of each native op, forward and backward; compute: the dtype of its products."""
     x, w, v = torch.randn(2, 5, 8), torch.randn(8, 8), torch.randn(8)
-    seed, native, f32 = torch.tensor([1, 2]), torch.ops.cct_kernels, torch.float32
+    seed, native = torch.tensor([1, 2]), torch.ops.cct_kernels
     image, kernel = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
-    window = [1, 1], [1, 1], True, [3, 3, 2, 2, 1, 1], f32
-    mlp = [x, v, v, w, v, w, v, 0.5, torch.ones(2), seed, 1e-5, f32]
+    window = [1, 1], [1, 1], True, [3, 3, 2, 2, 1, 1], compute
+    mlp = [x, v, v, w, v, w, v, 0.5, torch.ones(2), seed, 1e-5, compute]
     attention = [x, v, v, torch.randn(24, 8), w, v, 2, torch.randn(24), torch.ones(2, 5).bool(), 0.5, 0.5]
-    attention += [torch.ones(2), seed, 1e-5, f32]
+    attention += [torch.ones(2), seed, 1e-5, compute]
     pool = [x, v[None], v, v]
     forward = {
         "conv_tokenizer": [image, kernel, torch.randn(4), *window, True],
@@ -322,17 +322,18 @@ def native_calls():
     }
     block = [*attention[1:6], *mlp[1:7]]
     only_forward = {
-        "encoder": [x, block * 2, 2, torch.ones(2, 5).bool(), 1e-5, f32],
+        "encoder": [x, block * 2, 2, torch.ones(2, 5).bool(), 1e-5, compute],
         "compact_transformer": [
             image, [torch.randn(8, 3, 3, 3)], [None], [1, 1, 0, 0], True, [3, 3, 2, 2, 1, 1], None, torch.randn(1, 4, 8), block,
-            2, v, v, v[None], torch.randn(3, 8), torch.randn(3), 1e-5, f32,
+            2, v, v, v[None], torch.randn(3, 8), torch.randn(3), 1e-5, compute,
         ],
     }  # fmt: skip
     saved = {op: getattr(native, f"{op}_forward")(*arguments) for op, arguments in forward.items()}
+    rows = {op: saved[op][-1] if saved[op][-1].numel() else x for op in ("layernorm_attention", "layernorm_mlp")}
     backward = {
         "conv_tokenizer": [saved["conv_tokenizer"][0], image, kernel, saved["conv_tokenizer"][1], *window, [True] * 3],
-        "layernorm_attention": [x, *attention, *saved["layernorm_attention"][1:], True],
-        "layernorm_mlp": [x, *mlp, *saved["layernorm_mlp"][1:], True],
+        "layernorm_attention": [x, rows["layernorm_attention"], *attention[1:], *saved["layernorm_attention"][1:-1], True],
+        "layernorm_mlp": [x, rows["layernorm_mlp"], *mlp[1:], *saved["layernorm_mlp"][1:-1], True],
         "seqpool": [saved["seqpool"][0], *pool, *saved["seqpool"][1:]],
     }
     both = ("forward", forward | only_forward), ("backward", backward)
@@ -343,7 +344,7 @@ def native_calls():
 @fuzz
 @given(data=st.data())
 def test_native_ops_refuse_what_they_cannot_index(data):
-    for name, good in native_calls().items():
+    for name, good in native_calls(data.draw(st.sampled_from([torch.float32, torch.bfloat16]))).items():
         op, arguments = getattr(torch.ops.cct_kernels, name), list(good)
         op(*arguments)
         for i in sorted(data.draw(st.sets(st.integers(0, len(arguments) - 1), min_size=1, max_size=2))):
