@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "elementwise.h"
+#include "layernorm.h"
 #include "pack.h"
 
 namespace cct::CCT_ISA {
@@ -196,32 +197,17 @@ CCT_INLINE void normalise_columns(const float* x, int64_t C, float eps, const fl
   }
 }
 
-// The same of a column that is a row.
-CCT_INLINE void normalise_row(const float* x, int64_t C, float eps, const float* gamma, const float* beta, float* y) {
-  auto mean_of = [&](auto f) {
-    Vec part{};
-    int64_t c = 0;
-    for (; c + kLanes <= C; c += kLanes) part += f(load(x + c));
-    float total = sum(part);
-    for (; c < C; ++c) total += f(set(x[c]))[0];
-    return total / float(C);
-  };
-  const float mean = mean_of([](Vec v) { return v; });
-  const float variance = mean_of([&](Vec v) { return (v - mean) * (v - mean); });
-  const float scale = 1.f / __builtin_sqrtf(variance + eps);
-  int64_t c = 0;
-  for (; c + kLanes <= C; c += kLanes) store(y + c, (load(x + c) - mean) * scale * load(gamma + c) + load(beta + c));
-  for (; c < C; ++c) y[c] = (x[c] - mean) * scale * gamma[c] + beta[c];
-}
-
 void norm(const ColumnArgs& a, bool first_of_block, int64_t first, int64_t last) {
   const AttentionArgs& t = a.attention;
   const float *gamma = first_of_block ? t.gamma : a.mlp.gamma, *beta = first_of_block ? t.beta : a.mlp.beta;
   const float eps = first_of_block ? t.eps : a.mlp.eps;
   for (int64_t i = first; i < last; ++i) {
     const Group g = group_of(t.N, i);
-    for (int64_t c = 0; g.few && c < g.columns; ++c)
-      normalise_row(few_columns(a.at.x, t.C, g.strip, c), t.C, eps, gamma, beta, few_columns(a.at.y, t.C, g.strip, c));
+    for (int64_t c = 0; g.few && c < g.columns; ++c) {  // one after the other: what follows C in y belongs to the next
+      float mean, rstd, *none = nullptr;
+      layernorm_row(few_columns(a.at.x, t.C, g.strip, c), t.C, t.C, eps, gamma, beta, nullptr, none,
+                    few_columns(a.at.y, t.C, g.strip, c), mean, rstd);
+    }
     if (!g.few)
       normalise_columns(sheet(a.at.x, t.C, g.strip, 0) + g.offset, t.C, eps, gamma, beta,
                         sheet(a.at.y, t.C, g.strip, 0) + g.offset);
