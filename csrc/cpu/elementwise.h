@@ -99,18 +99,19 @@ CCT_INLINE void gelu_with_derivative(Vec x, Vec& value, Vec& derivative) {
 
 typedef uint64_t VecL __attribute__((vector_size(4 * kLanes)));
 
-// The lower 32 bits of each lane times b, 64 bits.
-CCT_INLINE VecL multiply_low(VecL a, uint32_t b) {
+// The product of the lower 32 bits of each lane, 64 bits.
+CCT_INLINE VecL multiply_low(VecL a, VecL b) {
 #if defined(__AVX512F__)
-  return (VecL)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+  return (VecL)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
-  return (VecL)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+  return (VecL)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
-  return (VecL)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+  return (VecL)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
-  return (a & 0xffffffffull) * b;
+  return (a & 0xffffffffull) * (b & 0xffffffffull);
 #endif
 }
+CCT_INLINE VecL multiply_low(VecL a, uint32_t b) { return multiply_low(a, VecL{} + uint64_t(b)); }
 
 // The masks of cct_kernels/philox.py.
 struct Dropout {

@@ -2,6 +2,7 @@
 #include "weights.h"
 
 #if defined(CCT_ISA)
+#include "elementwise.h"
 #include "pack.h"
 
 namespace cct::CCT_ISA {
@@ -69,22 +70,24 @@ void pack_panel(const PackArgs& a, int64_t p, void* panel) {
   pack_any<float>(a, p, panel);
 }
 
-// Four vectors of running hashes, each word mixed in with the round of xxHash32 (Collet, 2012): plain sums would miss a
-// doubled weight, which adds the same power of two to every word.
+// Four vectors of running sums over pairs of words, as fast as memory: each pair and, as in XXH3 (Collet, 2019), the product of
+// its halves under a key. Plain sums would miss a doubled weight, which adds the same power of two to every word; a turn of the
+// sum before each makes it one of this order.
 uint64_t checksum_words(const uint32_t* words, int64_t n) {
-  constexpr int kStreams = 4, kStride = kStreams * kLanes;
-  VecU hash[kStreams] = {};
+  constexpr int kStreams = 4, kStride = kStreams * kLanes, kAhead = 512;  // words
+  VecL hash[kStreams] = {};
   int64_t i = 0;
   for (; i + kStride <= n; i += kStride)
     for (int s = 0; s < kStreams; ++s) {
-      VecU v;
+      if (s * kLanes % 16 == 0) __builtin_prefetch(words + i + s * kLanes + kAhead);
+      VecL v;
       std::memcpy(&v, words + i + s * kLanes, sizeof v);
-      v = hash[s] + v * 2246822519u;
-      hash[s] = (v << 13 | v >> 19) * 2654435761u;
+      const VecL keyed = v ^ 0x9E3779B185EBCA87ull;
+      hash[s] = (hash[s] << 13 | hash[s] >> 51) + (v + multiply_low(keyed, keyed >> 32));
     }
   uint64_t all = uint64_t(n);
   for (int s = 0; s < kStreams; ++s)
-    for (int l = 0; l < kLanes; ++l) all = (all ^ hash[s][l]) * 1099511628211ull;
+    for (int l = 0; l < kLanes / 2; ++l) all = (all ^ hash[s][l]) * 1099511628211ull;
   for (; i < n; ++i) {
     uint32_t word;  // bfloat16 weights may begin anywhere
     std::memcpy(&word, words + i, 4);
