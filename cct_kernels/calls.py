@@ -39,13 +39,13 @@ def one_dtype(x, tensors):
     return [t if t is None else t.float() for t in tensors]
 
 
-def alike(x, tensors):
-    """Whether all of `tensors` are dense tensors on the device of x and of its dtype; None passes."""
-    dtype, device, tensor, strided = x.dtype, x.device, torch.Tensor, torch.strided
+def alike(x, tensors, none=True):
+    """Whether all of `tensors` are dense tensors on the device of x and of its dtype. none: whether None passes."""
+    dtype, device, strided = x.dtype, x.device, torch.strided
     for t in tensors:  # all weights of a model, in every call: a generator would take twice as long
-        if t is None:
+        if t is None and none:
             continue
-        if not isinstance(t, tensor) or t.dtype is not dtype or t.layout is not strided or t.device != device:
+        if not isinstance(t, torch.Tensor) or t.dtype is not dtype or t.layout is not strided or t.device != device:
             return False
     return True
 

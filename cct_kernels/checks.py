@@ -74,6 +74,9 @@ def expect_bool(op, name, value):
 
 def pair(op, name, value, least):
     """An int or a pair of ints -> a pair, each at least `least`."""
+    plain = type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+    if plain and least <= value[0] < 2**31 and least <= value[1] < 2**31:
+        return value  # almost always, several times in every call of a small network
     values = (value, value) if isinstance(value, int) else value
     if not isinstance(values, (tuple, list)) or len(values) != 2:
         raise ValueError(f"{op}: {name} is {value!r}; expected an int or a pair of ints")

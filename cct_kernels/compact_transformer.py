@@ -1,7 +1,5 @@
 """The whole network from images to logits in one op, for inference."""
 
-import itertools
-
 import torch
 
 from .calls import alike, compute_dtype, only_values
@@ -44,8 +42,10 @@ def compact_transformer(
     Raises: ValueError for a wrong shape, dtype or device; BackendError when a named backend cannot run.
     Source: "Escaping the Big Data Paradigm with Compact Transformers", section 3.
     """
+    _check_plain(x, stages, num_heads, relu, pool, eps)
+    if pool_weight is None and class_token is None:
+        raise ValueError(f"{OP}: pool_weight and class_token are None; expected one of them, to read the tokens out")
     parameters = [norm_weight, norm_bias, class_token, positional, pool_weight, pool_bias, head_weight, head_bias]
-    _check(x, stages, parameters, num_heads, relu, pool, eps)
     chosen = choose(OP, x, backend) if (OP, x.device.type) in TABLE else None
     if chosen == "reference":
         backend = chosen  # for all ops: under autocast the first may give a dtype that the kernels know
@@ -54,7 +54,8 @@ def compact_transformer(
         flat = _flat(blocks)
         window = [v for part in pool for v in pair(OP, "pool", part, 0)] if pool is not None else [1, 1, 1, 1, 0, 0]
         native = norm_bias is not None and len(window) == 6 and window[0] * window[1] <= MAX_WINDOW
-        if native and flat is not None and alike(x, itertools.chain(weights, biases, parameters, flat)):
+        required = None if flat is None else [*weights, norm_weight, *flat]
+        if native and required and alike(x, required, none=False) and alike(x, [*biases, *parameters]):
             windows = []
             for stride, padding in zip(strides, paddings, strict=True):
                 windows += [*pair(OP, "stride", stride, 1), *pair(OP, "padding", padding, 0)]
@@ -62,6 +63,7 @@ def compact_transformer(
                 x, weights, biases, windows, relu, window, class_token, positional, flat, num_heads, norm_weight, norm_bias,
                 pool_weight, head_weight, head_bias, eps, compute_dtype(x),
             )  # fmt: skip
+    _check_tensors(stages, *parameters)
     for i, (weight, bias, stride, padding) in enumerate(stages, 1):
         window = {"stride": stride, "padding": padding, "relu": relu, "pool": pool}
         x = conv_tokenizer(x, weight, bias, **window, tokens=i == len(stages), backend=backend)
@@ -78,15 +80,18 @@ def compact_transformer(
 
 
 def _flat(blocks):
-    """The tensors of all blocks, or None where the encoder will find fault with them."""
-    several, fields = (tuple, list), len(Block._fields)
-    if not isinstance(blocks, several) or any(not isinstance(block, several) or len(block) != fields for block in blocks):
+    """What all blocks are made of, or None where the encoder will find fault with them."""
+    several, fields, flat = (tuple, list), len(Block._fields), []
+    if not isinstance(blocks, several):
         return None
-    flat = [tensor for block in blocks for tensor in block]
-    return flat if all(isinstance(tensor, torch.Tensor) for tensor in flat) else None
+    for block in blocks:
+        if not isinstance(block, several) or len(block) != fields:
+            return None
+        flat += block
+    return flat
 
 
-def _check(x, stages, parameters, num_heads, relu, pool, eps):
+def _check_plain(x, stages, num_heads, relu, pool, eps):
     """What the native call does not check by itself."""
     expect_tensor(OP, "x", x, ndim=4)
     expect_int(OP, "num_heads", num_heads, 1)
@@ -96,17 +101,18 @@ def _check(x, stages, parameters, num_heads, relu, pool, eps):
         raise ValueError(f"{OP}: pool is {pool!r}; expected (kernel, stride, padding) or None")
     if not isinstance(stages, (tuple, list)) or not stages or any(len(stage) != 4 for stage in stages):
         raise ValueError(f"{OP}: stages is {type(stages).__name__}; expected a sequence of (weight, bias, stride, padding)")
+
+
+def _check_tensors(stages, norm_weight, norm_bias, class_token, positional, pool_weight, pool_bias, head_weight, head_bias):
+    """What the ops in turn do not check by themselves."""
     for weight, *_ in stages:
         expect_tensor(OP, "weight of a stage", weight, ndim=4)
-    norm_weight, norm_bias, class_token, positional, pool_weight, _, head_weight, head_bias = parameters
     expect_tensor(OP, "norm_weight", norm_weight, ndim=1)
     C = norm_weight.shape[0]
     expect_optional(OP, "norm_bias", norm_bias, (C,), norm_weight)
     expect_optional(OP, "class_token", class_token, (1, 1, C), norm_weight)
     if positional is not None:
         expect_tensor(OP, "positional", positional, ndim=3)
-    if pool_weight is None and class_token is None:
-        raise ValueError(f"{OP}: pool_weight and class_token are None; expected one of them, to read the tokens out")
     if head_weight is not None:
         expect_tensor(OP, "head_weight", head_weight, ndim=2)
         expect_like(OP, "head_weight", head_weight, (head_weight.shape[0], C), norm_weight)

@@ -30,7 +30,7 @@ class ConvStages(nn.Module):
 
     @property
     def convs(self):
-        return [_conv(layer) for layer in self.conv_layers._modules.values()]
+        return [_conv(layer) for layer in self._modules["conv_layers"]._modules.values()]
 
     def forward(self, x, backend=None):
         for layer in self.conv_layers:
@@ -47,7 +47,7 @@ class ConvStages(nn.Module):
         return x
 
     def has_special_parts(self):
-        return any(map(_is_special, self.conv_layers._modules.values()))
+        return any(map(_is_special, self._modules["conv_layers"]._modules.values()))
 
     def _by_modules(self, layer, x, last):
         """A stage by a call of its convolution."""
@@ -131,7 +131,7 @@ class TextTokenizer(ConvStages):
 
 
 def _conv(layer):
-    return layer[0] if isinstance(layer, nn.Sequential) else layer
+    return next(iter(layer._modules.values())) if isinstance(layer, nn.Sequential) else layer
 
 
 def _is_special(layer):

@@ -43,6 +43,11 @@ at::Tensor compact_transformer_forward(const at::Tensor& x, at::TensorList conv_
     check_tensor(kOp, "positional", *positional, {1, t.size(1), C}, dtype);
     t.add_(*positional);
   }
+  if (head_weight) {
+    TORCH_CHECK_VALUE(head_weight->dim() == 2, kOp, ": head_weight has ", head_weight->dim(), " dimensions; expected 2");
+    check_tensor(kOp, "head_weight", *head_weight, {head_weight->size(0), C}, dtype);
+    check_tensor(kOp, "head_bias", head_bias, {head_weight->size(0)}, dtype);
+  }
   t = encoder_forward(t, blocks, num_heads, {}, eps, compute);
   t = pool_weight ? std::get<0>(seqpool_forward(t, *pool_weight, norm_weight, norm_bias, eps))
                   : at::layer_norm(t.select(1, 0), {C}, norm_weight, norm_bias, eps);
