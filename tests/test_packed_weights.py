@@ -1,6 +1,7 @@
 """Packed weights are kept between calls: a changed weight must never meet its old panels."""
 
 import copy
+import ctypes
 import gc
 
 import pytest
@@ -123,6 +124,27 @@ def in_inference_mode(block):
         block.fc1_weight.mul_(2.0)
 
 
+def through_an_address(block):  # PyTorch sees that it was given away, not what is done with it, today or tomorrow
+    address = block.fc1_weight.data_ptr()
+    block()
+    ctypes.c_float.from_address(address).value += 50.0
+
+
+def through_numpy_taken_before(block):
+    block.requires_grad_(False)
+    array = block.fc1_weight.numpy()
+    block.fc1_weight.mul_(1.5)
+    block()
+    array[0, 0] += 50.0
+
+
+def through_a_view_without_versions_taken_before(block):
+    block.fc1_weight = torch.nn.Parameter(drawn(block.fc1_weight))
+    view = block.fc1_weight.data[0]
+    block()
+    view += 50.0
+
+
 def a_negative_view(block):
     block.fc1_weight.data = torch._neg_view(block.fc1_weight.data)
 
@@ -155,7 +177,8 @@ CHANGES = [
     in_place, through_data, one_element_through_data, one_element_through_numpy, exchanged_through_data,
     replaced_data, replaced, load, optimizer, foreach_optimizer, through_a_view, another_storage, through_the_storage,
     released_and_filled_again, swapped, two_weights_change_places, in_shared_memory, in_numpy_memory, in_inference_mode,
-    a_negative_view, pruned, parametrized, moved, another_instruction_set,
+    through_an_address, through_numpy_taken_before, through_a_view_without_versions_taken_before, a_negative_view, pruned,
+    parametrized, moved, another_instruction_set,
 ]  # fmt: skip
 
 
@@ -171,6 +194,22 @@ def test_a_change_is_seen(change):
     after = block()
     torch.testing.assert_close(after, block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, after)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="PyTorch tells since 2.13 who asks for memory to write to it")
+@torch.no_grad()
+def test_memory_that_nobody_asked_for_is_not_read_again():
+    """Seen at what is written to an address from before, which cannot be seen, and is the limit of it."""
+    block = Block()
+    element = ctypes.c_float.from_address(block.fc1_weight.data_ptr())
+    before = block()
+    kept = element.value
+    element.value += 50.0
+    assert torch.equal(block(), before)
+    block.fc1_weight.data_ptr()  # may be for writing
+    torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
+    for element.value in (kept, kept + 7.0):  # and from now on without being asked for again
+        torch.testing.assert_close(block(), block(reference.layernorm_mlp), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -213,7 +252,7 @@ def test_constant_weights():
             assert is_current(block)
         assert is_current(block)
         block.fc1_weight.data.mul_(2.0)
-        assert not is_current(block)  # what was promised not to happen: the check really is left out
+        assert not is_current(block)  # what was promised not to happen: nothing of it is looked at
         block.fc1_weight.data.mul_(0.5)
     block.fc2_weight.data.mul_(2.0)
     assert is_current(block)

@@ -103,9 +103,15 @@ uint64_t checksum_words(const uint32_t* words, int64_t n) {
 
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#if __has_include(<c10/core/StorageMaterializer.h>)  // from PyTorch 2.13 on
+#define CCT_WATCHES_MEMORY
+#include <c10/core/impl/COW.h>
+#endif
 
 #include "fork.h"
 #include "op.h"
@@ -180,6 +186,63 @@ bool constant_weights(bool on) {
   return std::exchange(t_constant, on);
 }
 
+// Memory that nobody wrote to has the checksum that it had. PyTorch tells when somebody may: its storages take a hook which
+// runs, and goes, when their memory is asked for to be written, by an operator, `.data`, data_ptr() or numpy(). Who asked
+// without a new version may keep the address and write later; so does who looked at the memory from elsewhere before.
+struct Watched {
+  c10::weak_intrusive_ptr<c10::StorageImpl> owner;
+  size_t bytes;
+  int64_t version;
+  uint64_t hash;
+  bool asked_for;
+};
+std::unordered_map<const void*, Watched> g_watched;  // by address, under g_lock
+
+#if defined(CCT_WATCHES_MEMORY)
+bool is_watched(const c10::StorageImpl& storage) {
+  return storage.has_materializer() && !c10::impl::cow::is_cow_data_ptr(storage.data_ptr());
+}
+
+// The checksum of a weight whose memory nobody asked for since it was made.
+std::optional<uint64_t> unwritten(const at::Tensor& weight) {
+  const c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
+  const std::lock_guard<std::mutex> guard(g_lock);
+  const auto found = g_watched.find(weight.const_data_ptr());
+  if (found == g_watched.end()) return {};
+  Watched& w = found->second;
+  if (w.owner._unsafe_get_target() != storage || w.owner.expired() || w.bytes != weight.nbytes()) return {};
+  if (is_watched(*storage)) return w.hash;
+  w.asked_for = w.asked_for || w.version == int64_t(weight._version());
+  return {};
+}
+
+// Begins to watch the memory of a weight, if PyTorch made it and only this tensor has it. A weight without gradient may lend
+// it to NumPy by itself.
+bool watch(const at::Tensor& weight) {
+  c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
+  if (!weight.requires_grad() || weight.storage().use_count() != 1 || storage->has_materializer()) return false;
+  const at::DataPtr& data = storage->data_ptr();
+  if (data.get_context() != data.get() || data.get_deleter() != at::getCPUAllocator()->raw_deleter()) return false;
+  const std::lock_guard<std::mutex> guard(g_lock);
+  const auto found = g_watched.find(weight.const_data_ptr());
+  if (found != g_watched.end() && found->second.owner._unsafe_get_target() == storage && found->second.asked_for) return false;
+  if (!storage->has_materializer()) storage->set_materializer([](c10::StorageImpl*) {});
+  return true;
+}
+
+void keep_watched(const at::Tensor& weight, uint64_t hash) {
+  auto owner = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(weight.storage().unsafeGetStorageImpl());
+  const std::lock_guard<std::mutex> guard(g_lock);
+  std::erase_if(g_watched, [](const auto& item) { return item.second.owner.expired(); });
+  g_watched.insert_or_assign(weight.const_data_ptr(), Watched{c10::weak_intrusive_ptr<c10::StorageImpl>(owner), weight.nbytes(),
+                                                              int64_t(weight._version()), hash, false});
+}
+#else
+std::optional<uint64_t> unwritten(const at::Tensor&) { return {}; }
+bool watch(const at::Tensor&) { return false; }
+void keep_watched(const at::Tensor&, uint64_t) {}
+#endif
+
 bool is_kept(const at::Tensor& weight) {  // inference tensors count no versions; channels-last weights are dense
   return !weight.is_inference() && weight.is_non_overlapping_and_dense() && weight.numel() > 0;
 }
@@ -193,12 +256,18 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
     size_t weight;
   };
   constexpr int64_t kPiece = 16384;  // words
-  std::vector<bool> known(weights.size());
+  std::vector<bool> known(weights.size()), watched(weights.size());
   std::vector<uint64_t> hash(weights.size());
-  for (size_t w = 0; t_constant && w < weights.size(); ++w) {
-    const auto found = t_checksums.find(weights[w].const_data_ptr());
-    known[w] = is_kept(weights[w]) && found != t_checksums.end() && found->second.version == int64_t(weights[w]._version());
-    if (known[w]) hash[w] = found->second.hash;
+  for (size_t w = 0; w < weights.size(); ++w) {
+    if (!is_kept(weights[w])) continue;
+    const auto found = t_constant ? t_checksums.find(weights[w].const_data_ptr()) : t_checksums.end();
+    if (found != t_checksums.end() && found->second.version == int64_t(weights[w]._version())) {
+      known[w] = true, hash[w] = found->second.hash;
+    } else if (const std::optional<uint64_t> same = unwritten(weights[w])) {
+      known[w] = true, hash[w] = *same;
+    } else {
+      watched[w] = watch(weights[w]);  // before it is read
+    }
   }
   std::vector<Piece> pieces;
   for (size_t w = 0; w < weights.size(); ++w) {
@@ -217,6 +286,8 @@ std::vector<uint64_t> checksums(at::TensorList weights) {
   for (size_t w = 0; w < weights.size(); ++w)
     if (is_kept(weights[w]) && !known[w] && weights[w].nbytes() % 4)  // an odd number of bfloat16
       hash[w] += *(static_cast<const uint16_t*>(weights[w].const_data_ptr()) + weights[w].numel() - 1) * 2654435761ull;
+  for (size_t w = 0; w < weights.size(); ++w)
+    if (watched[w]) keep_watched(weights[w], hash[w]);
   for (size_t w = 0; t_constant && w < weights.size(); ++w)
     if (is_kept(weights[w]) && !known[w])
       t_checksums.insert_or_assign(weights[w].const_data_ptr(), Checksum{int64_t(weights[w]._version()), hash[w]});
