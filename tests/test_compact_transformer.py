@@ -180,7 +180,7 @@ def test_gradients_reach_every_parameter():
         ({"eps": -1.0}, "eps is -1.0; expected a positive number"),
         ({"pool": 3}, "pool is 3; expected"),
         ({"stages": [(None, None, 1, 1)]}, "weight of a stage is NoneType; expected a tensor"),
-        ({"head_weight": torch.zeros(10, 5), "head_bias": None}, "head_weight has shape .10, 5.; expected .10, 128."),
+        ({"head_weight": torch.zeros(10, 5), "head_bias": None}, r"head_weight has shape \[10, 5\]; expected \[10, 128\]"),
         ({"backend": "fast"}, "backend is 'fast'"),
     ],
 )

@@ -138,11 +138,11 @@ def through_numpy_taken_before(block):
     array[0, 0] += 50.0
 
 
-def through_a_view_without_versions_taken_before(block):
+def through_numpy_of_a_detached_one_taken_before(block):
     block.fc1_weight = torch.nn.Parameter(drawn(block.fc1_weight))
-    view = block.fc1_weight.data[0]
+    array = block.fc1_weight.detach().numpy()
     block()
-    view += 50.0
+    array[0, 0] += 50.0
 
 
 def a_negative_view(block):
@@ -177,7 +177,7 @@ CHANGES = [
     in_place, through_data, one_element_through_data, one_element_through_numpy, exchanged_through_data,
     replaced_data, replaced, load, optimizer, foreach_optimizer, through_a_view, another_storage, through_the_storage,
     released_and_filled_again, swapped, two_weights_change_places, in_shared_memory, in_numpy_memory, in_inference_mode,
-    through_an_address, through_numpy_taken_before, through_a_view_without_versions_taken_before, a_negative_view, pruned,
+    through_an_address, through_numpy_taken_before, through_numpy_of_a_detached_one_taken_before, a_negative_view, pruned,
     parametrized, moved, another_instruction_set,
 ]  # fmt: skip
 

@@ -220,13 +220,14 @@ std::optional<uint64_t> unwritten(const at::Tensor& weight) {
 // it to NumPy by itself.
 bool watch(const at::Tensor& weight) {
   c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
-  if (!weight.requires_grad() || weight.storage().use_count() != 1 || storage->has_materializer()) return false;
+  if (!weight.requires_grad() || weight.storage().use_count() != 1) return false;
   const at::DataPtr& data = storage->data_ptr();
   if (data.get_context() != data.get() || data.get_deleter() != at::getCPUAllocator()->raw_deleter()) return false;
   const std::lock_guard<std::mutex> guard(g_lock);
   const auto found = g_watched.find(weight.const_data_ptr());
   if (found != g_watched.end() && found->second.owner._unsafe_get_target() == storage && found->second.asked_for) return false;
-  if (!storage->has_materializer()) storage->set_materializer([](c10::StorageImpl*) {});
+  if (storage->has_materializer()) return false;
+  storage->set_materializer([](c10::StorageImpl*) {});
   return true;
 }
 
