@@ -4,6 +4,7 @@ import copy
 import ctypes
 import gc
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils import parametrizations, prune
@@ -130,9 +131,9 @@ def through_an_address(block):  # PyTorch sees that it was given away, not what 
     ctypes.c_float.from_address(address).value += 50.0
 
 
-def through_numpy_taken_before(block):
+def through_dlpack_taken_before(block):
     block.requires_grad_(False)
-    array = block.fc1_weight.numpy()
+    array = np.from_dlpack(block.fc1_weight)
     block.fc1_weight.mul_(1.5)
     block()
     array[0, 0] += 50.0
@@ -177,7 +178,7 @@ CHANGES = [
     in_place, through_data, one_element_through_data, one_element_through_numpy, exchanged_through_data,
     replaced_data, replaced, load, optimizer, foreach_optimizer, through_a_view, another_storage, through_the_storage,
     released_and_filled_again, swapped, two_weights_change_places, in_shared_memory, in_numpy_memory, in_inference_mode,
-    through_an_address, through_numpy_taken_before, through_numpy_of_a_detached_one_taken_before, a_negative_view, pruned,
+    through_an_address, through_dlpack_taken_before, through_numpy_of_a_detached_one_taken_before, a_negative_view, pruned,
     parametrized, moved, another_instruction_set,
 ]  # fmt: skip
 

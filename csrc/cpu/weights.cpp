@@ -216,8 +216,8 @@ std::optional<uint64_t> unwritten(const at::Tensor& weight) {
   return {};
 }
 
-// Begins to watch the memory of a weight, if PyTorch made it and only this tensor has it. A weight without gradient may lend
-// it to NumPy by itself.
+// Begins to watch the memory of a weight, if PyTorch made it and only this tensor has it. A weight without gradient may have
+// lent it through DLPack, which nobody can tell.
 bool watch(const at::Tensor& weight) {
   c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
   if (!weight.requires_grad() || weight.storage().use_count() != 1) return false;
