@@ -1,12 +1,13 @@
-"""The tables from bench/results: `python -m bench.table` prints them, `--readme README.md` puts the whole models in their place
-there and all rows into bench/results/README.md, `--chart FILE.png` draws the models. Of several lines about the same row the
-last counts."""
+"""The tables from bench/results: `python -m bench.table` prints them, `--readme README.md` puts a summary and the whole models
+in their place there and all rows into bench/results/README.md, `--chart FILE.png` draws the models. Of several lines about the
+same row the last counts."""
 
 import argparse
 import itertools
 import json
 from pathlib import Path
 
+from . import record
 from .record import RESULTS, best_peer, share_of_roof
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
@@ -31,8 +32,7 @@ def render(machines, ops=True):
     parts = []
     for rows in machines.values():
         newest = max(rows, key=lambda row: row["date"])
-        facts = newest["machine"]
-        name = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['features'])}"
+        name = machine_name(newest)
         made = f"(PyTorch {newest['versions']['torch']}, {newest['date'][:10]}, commit {newest['commit']})"
         parts.append(f"**{name}** {made}\n" if ops else f"<details><summary><b>{name}</b> {made}</summary>\n")
         parts.append("| what | batch | dtype | ours | best peer | ours against it | of the roof |")
@@ -40,6 +40,49 @@ def render(machines, ops=True):
         parts += [_line(row) for row in _in_order(rows) if "ours" in row["peers"] and (ops or row["kind"] != "op")]
         parts += ["", *_imports(rows), *([] if ops else ["</details>\n"])]
     return "\n".join(parts).strip() + "\n"
+
+
+def machine_name(row):
+    facts = row["machine"]
+    cpu = ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"])  # the highest instruction set
+    return facts.get("gpu") if row.get("device") == "cuda" else cpu
+
+
+SUMMARY = {  # column: the rows that it sums up
+    "inference, float32": ("inference", "float32"),
+    "inference, bfloat16": ("inference", "bfloat16"),
+    "training step, float32": ("training", "float32"),
+    "training step, bfloat16": ("training", "bfloat16"),
+    "memory of a step": ("memory", None),
+    "single ops": ("op", None),
+}
+
+
+def summary(machines):
+    """Markdown: the least and the greatest ratio of the best peer to ours, machine by machine, and every row that is behind."""
+    parts = [f"| ours against the best peer | {' | '.join(SUMMARY)} |", "|---|" + "---:|" * len(SUMMARY)]
+    compared = [row for rows in machines.values() for row in _in_order(rows) if "ours" in row["peers"] and best_peer(row)]
+    groups = {}
+    for row in compared:
+        groups.setdefault(machine_name(row), []).append(row)
+    for name, rows in groups.items():
+        cells = [name]
+        for kind, dtype in SUMMARY.values():
+            ratios = [ratio(row) for row in rows if row["kind"] == kind and dtype in (None, row["dtype"])]
+            cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}x" if ratios else "")
+        parts.append(f"| {' | '.join(cells)} |")
+    behind = [row for row in compared if ratio(row) < 1]
+    parts += ["", f"Ours is behind in {len(behind)} of {len(compared)} rows{':' if behind else '.'}"]
+    for row in behind:
+        name, best = best_peer(row)
+        times = f"{value(row, row['peers']['ours']['median'])} against {value(row, best)} of {name}"
+        parts.append(f"- {machine_name(row)}: {record.title(row)}, {times} ({ratio(row):.2f}x).")
+    return "\n".join(parts) + "\n"
+
+
+def ratio(row):
+    """How many times faster, or smaller, ours is than the best peer."""
+    return best_peer(row)[1] / row["peers"]["ours"]["median"]
 
 
 def _in_order(rows):
@@ -62,7 +105,7 @@ def _line(row):
         row["dtype"],
         value(row, ours),
         f"{best[0]} {value(row, best[1])}" if best else "none",
-        f"{best[1] / ours:.2f}x" if best else "",
+        f"{ratio(row):.2f}x" if best else "",
         "" if share is None else f"{share:.0%}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
@@ -97,11 +140,10 @@ def chart(machines, path):
         for row in rows:
             if row["kind"] not in panels or "ours" not in row["peers"] or not best_peer(row):
                 continue
-            facts, series = row["machine"], (machine, row["device"])
-            cpu = ", ".join([facts["cpu"], *facts["features"][-1:], f"{facts['cores']} cores"])
-            names[series] = cpu if row["device"] == "cpu" else facts["gpu"]
+            series = machine, row["device"]
+            names[series] = machine_name(row)
             place = (row["what"], row["dtype"], row["batch"])
-            panels[row["kind"]].setdefault(place, {})[series] = best_peer(row)[1] / row["peers"]["ours"]["median"]
+            panels[row["kind"]].setdefault(place, {})[series] = ratio(row)
     panels = {kind: lines for kind, lines in panels.items() if lines}
     models = list(dict.fromkeys(what for lines in panels.values() for what, _, _ in lines))
     heights = [len(lines) + 1.5 for lines in panels.values()]
@@ -121,7 +163,7 @@ def chart(machines, path):
         axes.set_ylim(len(places) - 0.4, -0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    ratios = [ratio for lines in panels.values() for line in lines.values() for ratio in line.values()]
+    ratios = [r for lines in panels.values() for line in lines.values() for r in line.values()]
     axes.set_xscale("log", base=2)
     axes.set_xlim(0.9 * min(1, *ratios), 1.1 * max(1, *ratios))
     ticks = [t for t in (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
@@ -151,7 +193,7 @@ def main():
     if BEGIN not in page or END not in page:
         parser.error(f"{args.readme} has no {BEGIN} ... {END}")
     head, tail = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
-    args.readme.write_text(f"{head}{BEGIN}\n{render(machines, ops=False)}{END}{tail}")
+    args.readme.write_text(f"{head}{BEGIN}\n{summary(machines)}\n{render(machines, ops=False)}{END}{tail}")
     (args.results / "README.md").write_text(f"# All rows, ops too\n\nWritten by `python -m bench.table`.\n\n{render(machines)}")
 
 

@@ -86,9 +86,10 @@ class _LayerNormAttention(torch.autograd.Function):
         num_heads, attn_dropout, dropout, eps, compute, backend = ctx.options
         options = attn_dropout, dropout, scale, seed, eps, compute
         _, backward = kernels(OP, backend)
-        _, _, _, qkv_weight, proj, *biases = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
-        need_weights = qkv_weight or proj or (backend != "cpu" and any(biases))  # nor those of biases on the CPU
-        saved = mean, rstd, qkv, o, lse, pairs, need_weights
+        _, _, _, need_qkv, need_proj, proj_bias, need_bias = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
+        if backend != "cpu":  # nor those of biases on the CPU; elsewhere they come with those of their weights
+            need_qkv, need_proj = need_qkv or need_bias, need_proj or proj_bias
+        saved = mean, rstd, qkv, o, lse, pairs, [need_qkv, need_proj]
         gradients = backward(dout, *tensors, num_heads, qkv_bias, mask, *options, *saved)
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, *[None] * 10)

@@ -73,8 +73,9 @@ class _LayerNormMLP(torch.autograd.Function):
         dropout, eps, compute, backend = ctx.options
         _, backward = kernels(OP, backend)
         _, _, _, fc1, fc1_bias, fc2, fc2_bias = ctx.needs_input_grad[:7]  # gradients of the norm cost nothing
-        need_weights = fc1 or fc2 or (backend != "cpu" and (fc1_bias or fc2_bias))  # nor those of biases on the CPU
-        gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, hidden, need_weights)
+        if backend != "cpu":  # nor those of biases on the CPU; elsewhere they come with those of their weights
+            fc1, fc2 = fc1 or fc1_bias, fc2 or fc2_bias
+        gradients = backward(dout, *tensors, dropout, scale, seed, eps, compute, mean, rstd, hidden, [fc1, fc2])
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
         return (*wanted, *[None] * 7)
 

@@ -39,11 +39,11 @@ OPS = {
     "layernorm_attention_forward": f"({_ATTENTION}, bool keep) -> "
     "(Tensor out, Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, Tensor kept_x)",
     "layernorm_attention_backward": f"(Tensor dout, {_ATTENTION}, "
-    "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, bool need_weights) -> "
+    "Tensor mean, Tensor rstd, Tensor qkv, Tensor o, Tensor lse, Tensor pairs, bool[2] need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dqkv_weight, Tensor dproj_weight, "
     "Tensor dproj_bias, Tensor dqkv_bias)",
     "layernorm_mlp_forward": f"({_MLP}, bool keep) -> (Tensor out, Tensor mean, Tensor rstd, Tensor hidden, Tensor kept_x)",
-    "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, Tensor hidden, bool need_weights) -> "
+    "layernorm_mlp_backward": f"(Tensor dout, {_MLP}, Tensor mean, Tensor rstd, Tensor hidden, bool[2] need_weights) -> "
     "(Tensor dx, Tensor dnorm_weight, Tensor dnorm_bias, Tensor dfc1_weight, Tensor dfc1_bias, "
     "Tensor dfc2_weight, Tensor dfc2_bias)",
     "seqpool_forward": "(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, float eps) -> "
@@ -131,9 +131,9 @@ def _define():
 
     @torch.library.register_fake("cct_kernels::layernorm_attention_backward")
     def _(dout, x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, *rest):
-        C, need_weights = x.shape[2], rest[-1]
+        C, (need_qkv, need_proj) = x.shape[2], rest[-1]
         new = qkv_weight.new_empty
-        dqkv, dproj = (new(3 * C, C), new(C, C)) if need_weights else (new(0), new(0))
+        dqkv, dproj = new((3 * C, C) if need_qkv else 0), new((C, C) if need_proj else 0)
         return dout.new_empty(x.shape), new(C), new(C), dqkv, dproj, new(C), new(0 if qkv_bias is None else 3 * C)
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_forward")
@@ -145,9 +145,9 @@ def _define():
 
     @torch.library.register_fake("cct_kernels::layernorm_mlp_backward")
     def _(dout, x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *rest):
-        (F, C), need_weights = fc1_weight.shape, rest[-1]
+        (F, C), (need_fc1, need_fc2) = fc1_weight.shape, rest[-1]
         new = fc1_weight.new_empty
-        dw1, dw2 = (new(F, C), new(C, F)) if need_weights else (new(0), new(0))
+        dw1, dw2 = new((F, C) if need_fc1 else 0), new((C, F) if need_fc2 else 0)
         return dout.new_empty(x.shape), new(C), new(C), dw1, new(F), dw2, new(C)
 
     @torch.library.register_fake("cct_kernels::seqpool_forward")

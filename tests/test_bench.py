@@ -143,6 +143,20 @@ def test_table_takes_the_newest_line_of_a_row(tmp_path, monkeypatch):
     assert everything.count("| op add") == 1 and (tmp_path / "chart.png").stat().st_size > 1000
 
 
+def test_summary_names_every_row_that_is_behind(tmp_path):
+    rows = [make_row(0.5, 1.0, kind=kind, what="CCT", batch=64) for kind in ("inference", "training")]
+    rows += [make_row(0.5, 2.0, kind="inference", what="CCT", batch=8), make_row(0.01, 0.03)]
+    for row in rows:
+        record.append(row, tmp_path)
+    text = table.summary(table.load(tmp_path))
+    assert f"| {table.machine_name(rows[0])} | 2.00 to 4.00x |  | 2.00 to 2.00x |  |  | 3.00 to 3.00x |" in text
+    assert text.endswith("\nOurs is behind in 0 of 4 rows.\n")
+    record.append(make_row(0.04, 0.02, kind="inference", what="CCT", batch=1), tmp_path)
+    text = table.summary(table.load(tmp_path))
+    assert "| 0.50 to 4.00x |" in text and "behind in 1 of 5 rows:" in text
+    assert "inference CCT forward batch 1 float32 cpu, 25 img/s against 50 img/s of eager (0.50x)" in text
+
+
 def test_times_are_per_call_and_rounds_are_interleaved():
     order = []
     times = timing.interleave({n: lambda n=n: order.append(n) for n in "ab"}, rounds=4, min_time=0.0)

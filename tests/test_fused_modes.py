@@ -108,7 +108,7 @@ def test_inductor_trains_it_in_one_graph():
 
 
 class Backwards(TorchDispatchMode):
-    """The backward calls of our ops, by name, with their last argument: whether weight gradients are wanted."""
+    """The backward calls of our ops, by name, with their last argument: which weight gradients are wanted."""
 
     def __init__(self):
         super().__init__()
@@ -133,27 +133,37 @@ def trained(*names):
 
 def test_frozen_parameters_cost_nothing():
     _, everything = trained("")
+    none = [False, False]
     for names, calls in (
         (["classifier.fc"], {"seqpool_backward": 0}),
         (["fc", "attention_pool", "classifier.norm"], {"seqpool_backward": 1}),
-        (["blocks.1.norm1", "blocks.1.pre_norm"], {"layernorm_mlp_backward": [False], "layernorm_attention_backward": [False]}),
-        (["blocks.1.linear2"], {"layernorm_mlp_backward": [True]}),
+        (["blocks.1.norm1", "blocks.1.pre_norm"], {"layernorm_mlp_backward": [none], "layernorm_attention_backward": [none]}),
+        (["blocks.1.linear2"], {"layernorm_mlp_backward": [[False, True]]}),
+        (["blocks.1.linear1"], {"layernorm_mlp_backward": [[True, False]]}),
+        (
+            ["blocks.1.self_attn.qkv"],
+            {"layernorm_mlp_backward": [none], "layernorm_attention_backward": [[True, False]]},
+        ),
+        (
+            ["blocks.1.self_attn.proj"],
+            {"layernorm_mlp_backward": [none], "layernorm_attention_backward": [[False, True]]},
+        ),
         (
             ["blocks.1.linear1.bias", "blocks.1.linear2.bias", "blocks.1.self_attn.proj.bias"],
-            {"layernorm_mlp_backward": [False], "layernorm_attention_backward": [False]},
+            {"layernorm_mlp_backward": [none], "layernorm_attention_backward": [none]},
         ),
         (
             ["tokenizer"],
             {
-                "layernorm_mlp_backward": [False, False],
-                "layernorm_attention_backward": [False, False],
+                "layernorm_mlp_backward": [none, none],
+                "layernorm_attention_backward": [none, none],
                 "conv_tokenizer_backward": [[True, True, False], [False, True, False]],
             },
         ),
     ):
         seen, some = trained(*names)
         assert len(seen.pop("seqpool_backward", [])) == calls.pop("seqpool_backward", 1)
-        assert {op: [list(c) if not isinstance(c, bool) else c for c in found] for op, found in seen.items()} == calls
+        assert {op: [list(c) for c in found] for op, found in seen.items()} == calls
         for name, value in some.items():
             torch.testing.assert_close(value, everything[name], msg=name)
 

@@ -330,10 +330,11 @@ def native_calls(compute):
     }  # fmt: skip
     saved = {op: getattr(native, f"{op}_forward")(*arguments) for op, arguments in forward.items()}
     rows = {op: saved[op][-1] if saved[op][-1].numel() else x for op in ("layernorm_attention", "layernorm_mlp")}
+    weights = [True, True]  # both have their gradient
     backward = {
         "conv_tokenizer": [saved["conv_tokenizer"][0], image, kernel, saved["conv_tokenizer"][1], *window, [True] * 3],
-        "layernorm_attention": [x, rows["layernorm_attention"], *attention[1:], *saved["layernorm_attention"][1:-1], True],
-        "layernorm_mlp": [x, rows["layernorm_mlp"], *mlp[1:], *saved["layernorm_mlp"][1:-1], True],
+        "layernorm_attention": [x, rows["layernorm_attention"], *attention[1:], *saved["layernorm_attention"][1:-1], weights],
+        "layernorm_mlp": [x, rows["layernorm_mlp"], *mlp[1:], *saved["layernorm_mlp"][1:-1], weights],
         "seqpool": [saved["seqpool"][0], *pool, *saved["seqpool"][1:]],
     }
     both = ("forward", forward | only_forward), ("backward", backward)

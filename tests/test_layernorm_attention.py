@@ -158,7 +158,8 @@ def test_opcheck(dtype, compute):
         out, *saved, kept_x = NATIVE.layernorm_attention_forward(*args, True)
         if kept_x.numel():
             args = (kept_x, *args[1:])
-        torch.library.opcheck(NATIVE.layernorm_attention_backward.default, (torch.randn_like(out), *args, *saved, True))
+        for wanted in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(NATIVE.layernorm_attention_backward.default, (torch.randn_like(out), *args, *saved, wanted))
 
 
 def test_compiles_without_a_graph_break():
@@ -219,4 +220,4 @@ def test_native_op_checks_what_it_indexes_by():
     for index in range(len(saved)):
         broken = [s[:1] if i == index else s for i, s in enumerate(saved)]
         with pytest.raises(ValueError, match="expected"):
-            NATIVE.layernorm_attention_backward(out, *good, *broken, True)
+            NATIVE.layernorm_attention_backward(out, *good, *broken, [True, True])

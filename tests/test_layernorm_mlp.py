@@ -116,7 +116,8 @@ def test_opcheck(compute):
         out, *saved, kept_x = NATIVE.layernorm_mlp_forward(*args, True)
         if kept_x.numel():
             args = (kept_x, *args[1:])
-        torch.library.opcheck(NATIVE.layernorm_mlp_backward.default, (torch.randn_like(out), *args, *saved, True))
+        for wanted in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(NATIVE.layernorm_mlp_backward.default, (torch.randn_like(out), *args, *saved, wanted))
 
 
 def test_compiles_without_a_graph_break():
@@ -170,8 +171,8 @@ def test_native_op_checks_what_it_indexes_by():
         with pytest.raises(ValueError, match="expected"):
             NATIVE.layernorm_mlp_forward(*good[:index], wrong, *good[index + 1 :], True)
     with pytest.raises(ValueError, match="mean has shape"):
-        NATIVE.layernorm_mlp_backward(out, *good, mean[:1], rstd, hidden, True)
+        NATIVE.layernorm_mlp_backward(out, *good, mean[:1], rstd, hidden, [True, True])
     with pytest.raises(ValueError, match="hidden has shape"):
-        NATIVE.layernorm_mlp_backward(out, *good, mean, rstd, hidden[:, :1], True)
+        NATIVE.layernorm_mlp_backward(out, *good, mean, rstd, hidden[:, :1], [True, True])
     with pytest.raises(ValueError, match="seed is missing"):
         NATIVE.layernorm_mlp_forward(*good[:7], 0.5, *good[8:], True)

@@ -310,6 +310,20 @@ def test_sizes_that_vary_do_not_pile_up():
     assert max(sizes) <= torch.ops.cct_kernels.release_memory() <= 2 * max(sizes) + 4096
 
 
+def test_large_results_can_be_resized():
+    """As any tensor, by itself and as the target of another call; its memory then goes back to the pool."""
+    weights = {name: value for name, value in make_inputs(cases("layernorm_mlp")[1], torch.float32).items() if name != "x"}
+    gc.collect()
+    torch.ops.cct_kernels.release_memory()
+    out = layernorm_mlp(torch.randn(64, 64, 128), **weights)
+    kept, address = out.clone(), out.data_ptr()
+    out.resize_(130, 64, 128)
+    assert out.data_ptr() != address and torch.equal(out[:64], kept)
+    assert kept.nbytes <= torch.ops.cct_kernels.release_memory() <= kept.nbytes + 4096
+    more = torch.ones(300, 64, 128)
+    assert torch.equal(torch.add(more, 1, out=out.resize_(0)), more + 1)
+
+
 def inside(call):
     """The operators that a call runs."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cct_kernels.dispatch import machine_why_not
 pytestmark = pytest.mark.skipif(machine_why_not("cpu") is not None, reason=str(machine_why_not("cpu")))
 fork = pytest.mark.skipif("fork" not in mp.get_all_start_methods(), reason="this system does not fork")
 DEADLINE = 60  # seconds until a child counts as hung
+STATUS = Path("/proc/self/status")
 
 
 def build(**rates):
@@ -254,14 +256,17 @@ if {cores}:
 given = sorted(os.sched_getaffinity(0))
 import torch
 sys.path.insert(0, os.path.dirname({here!r}))
-from {name} import batch, build
+from {name} import batch, build, mlp
 model, (x, _) = build().eval(), batch(1)
 torch.set_num_threads({threads})
 with torch.no_grad():
-    first = model(x)
+    model(x)
+    shared, whole = model(x), mlp()
     for _ in range(8):
         time.sleep(0.03)
-        assert torch.equal(model(x), first)
+        assert torch.equal(model(x), shared), "what one thread makes of a small call differs from what several make"
+        time.sleep(0.03)
+        assert torch.equal(mlp(), whole)
 threads = [int(task.name) for task in Path("/proc/self/task").iterdir()]
 assert len(threads) >= {threads}
 for thread in threads:
@@ -269,10 +274,56 @@ for thread in threads:
 """
 
 
+def status_of_this_process():
+    return STATUS.read_text() if STATUS.exists() else ""
+
+
+def mlp():
+    """A call that threads always share."""
+    torch.manual_seed(0)
+    return layernorm_mlp(torch.randn(4, 64, 64), torch.ones(64), None, torch.randn(64, 64), None, torch.randn(64, 64), None)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinities")
 @pytest.mark.parametrize(("threads", "cores"), [(2, 0), (4, 0), (2, 1)])
 def test_threads_move_after_a_rest_and_stay_free(threads, cores):
     """A thread that moves to another core is bound to it for a moment only; more threads than cores get on as well."""
     script = AFTER_RESTS.format(here=__file__, name=__name__.rpartition(".")[2], threads=threads, cores=cores)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=10 * DEADLINE)
+    assert done.returncode == 0, done.stderr
+
+
+WOKEN = """
+import os, re, sys, threading, time
+from pathlib import Path
+import torch
+sys.path.insert(0, os.path.dirname({here!r}))
+from {name} import batch, build, mlp
+
+def sleeps():  # of the other threads, how often each went to sleep
+    time.sleep(0.2)
+    tasks = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != threading.get_native_id()]
+    return {{t.name: re.search("^voluntary_ctxt_switches:.*", (t / "status").read_text(), re.M)[0] for t in tasks}}
+
+model, (x, _), (many, _) = build().eval(), batch(1), batch(512)
+torch.set_num_threads(2)
+with torch.inference_mode():
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            mlp(), model(x)
+            before = sleeps()
+            model(x)
+            assert sleeps() == before, f"a small call woke a thread, {{dtype}}"
+            model(x), model(x)
+            assert sleeps() != before, f"of two calls neither woke a thread, {{dtype}}"
+            before = sleeps()
+            model(many)
+            assert sleeps() != before, f"a large call woke no thread, {{dtype}}"
+"""
+
+
+@pytest.mark.skipif("voluntary_ctxt_switches" not in status_of_this_process(), reason="this system does not count switches")
+def test_a_small_call_after_a_rest_wakes_no_thread():
+    script = WOKEN.format(here=__file__, name=__name__.rpartition(".")[2])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=10 * DEADLINE)
     assert done.returncode == 0, done.stderr

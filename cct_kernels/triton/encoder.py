@@ -193,11 +193,12 @@ def _backward_by_ops(_, dout, streams, parameters, num_heads, mask, random, eps,
     gradients, blocks = [], _split(parameters)
     for block, x, s, scales, seeds in reversed(list(zip(blocks, streams, layers, random.scales, random.seeds, strict=True))):
         dout, *mlp = layernorm_mlp.backward(
-            dout, s.mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, s.mean1, s.rstd1, None, need_weights
-        )
+            dout, s.mid, *block[5:], random.dropout, scales[1], seeds[1], eps, compute, s.mean1, s.rstd1, None,
+            [need_weights] * 2,
+        )  # fmt: skip
         dout, dnorm_weight, dnorm_bias, *attention, _ = layernorm_attention.backward(
             dout, x, *block[:5], num_heads, None, mask, random.attn_dropout, random.dropout, scales[0], seeds[0], eps, compute,
-            s.mean, s.rstd, s.qkv, s.o, s.lse, None, need_weights,
+            s.mean, s.rstd, s.qkv, s.o, s.lse, None, [need_weights] * 2,
         )  # fmt: skip
         gradients.append(Block(dnorm_weight, dnorm_bias, *attention, *mlp))
     return dout, gradients[::-1]

@@ -65,12 +65,13 @@ def backward(
     dqkv = attention_backward(do, qkv, B, N, num_heads, dense(mask), attn_dropout, seed, o, lse)
     dy = linear(dqkv, qkv_weight.to(compute).T, x.new_empty(B * N, C, dtype=compute))
     dx, dnorm_weight, dnorm_bias = layernorm_backward(dy, rows, norm, residual=dout)
-    if need_weights:
+    need_qkv, need_proj = need_weights
+    dproj_weight, dqkv_weight = x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
+    dproj_bias, dqkv_bias = (x.new_empty(n, dtype=dtype) for n in (C, 0 if qkv_bias is None else 3 * C))
+    if need_proj:
         dproj_weight, dproj_bias = weight_gradient(dout, o, dtype, compute, branch_in=projection, tokens=N)
+    if need_qkv:
         dqkv_weight, dqkv_bias = weight_gradient(dqkv, rows, dtype, compute, norm=norm, bias=qkv_bias is not None)
-    else:
-        shapes = 0, C, 0, 0 if qkv_bias is None else 3 * C
-        dproj_weight, dproj_bias, dqkv_weight, dqkv_bias = (x.new_empty(shape, dtype=dtype) for shape in shapes)
     return (
         dx.view(B, N, C), dnorm_weight.to(dtype), dnorm_bias.to(dtype),
         dqkv_weight, dproj_weight, dproj_bias, dqkv_bias,

@@ -209,9 +209,10 @@ def backward(
         )  # fmt: skip
         dy = linear(da, w1.T, x.new_empty(B * N, C), residual=dout)
         dx, dnorm_weight, dnorm_bias = layernorm_backward(dy, rows, norm)
-    if need_weights:
+    dw1, db1, dw2, db2 = (x.new_empty(shape, dtype=dtype) for shape in (0, F, 0, C))
+    need_fc1, need_fc2 = need_weights
+    if need_fc2:
         dw2, db2 = weight_gradient(dout, h, dtype, compute, branch_in=output, tokens=N)
+    if need_fc1:
         dw1, db1 = weight_gradient(da, rows, dtype, compute, norm=norm)
-    else:
-        dw1, db1, dw2, db2 = (x.new_empty(shape, dtype=dtype) for shape in (0, F, 0, C))
     return dx.view(B, N, C), dnorm_weight.to(dtype), dnorm_bias.to(dtype), dw1, db1, dw2, db2

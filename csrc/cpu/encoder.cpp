@@ -15,7 +15,6 @@ namespace cct {
 namespace {
 
 constexpr const char* kOp = "encoder";
-constexpr int64_t kTensors = 11;  // of a block
 
 // The tensors that an EncoderLayer points into.
 struct Layer {
@@ -77,24 +76,24 @@ struct Threads {
 
 at::Tensor encoder_forward(const at::Tensor& x_in, at::TensorList blocks, int64_t num_heads, const OptionalTensor& mask,
                            double eps, at::ScalarType compute) {
-  TORCH_CHECK_VALUE(blocks.size() % kTensors == 0, kOp, ": blocks has ", blocks.size(), " tensors; expected ", kTensors,
-                    " for each block");
+  TORCH_CHECK_VALUE(int64_t(blocks.size()) % kBlockTensors == 0, kOp, ": blocks has ", blocks.size(), " tensors; expected ",
+                    kBlockTensors, " for each block");
   const at::Tensor x = x_in.contiguous();
   if (blocks.empty()) return x.clone();
   std::vector<Layer> calls;
-  calls.reserve(blocks.size() / kTensors);
-  for (size_t i = 0; i < blocks.size(); i += kTensors)
-    calls.emplace_back(x, blocks.slice(i, kTensors), num_heads, mask, eps, compute);
+  calls.reserve(blocks.size() / kBlockTensors);
+  for (size_t i = 0; i < blocks.size(); i += kBlockTensors)
+    calls.emplace_back(x, blocks.slice(i, kBlockTensors), num_heads, mask, eps, compute);
   const MlpArgs& first = calls[0].mlp.a;
   const int64_t block_weights = 4 * first.C * first.C + 2 * first.C * first.F;
   const bool unpacked = !first.bf16 && x.size(0) * round_up64(x.size(1)) * kFewRows <= block_weights;
   std::vector<at::Tensor> weights;
-  for (size_t i = 0; i < blocks.size() && !unpacked; i += kTensors)
+  for (size_t i = 0; i < blocks.size() && !unpacked; i += kBlockTensors)
     for (int w : Layer::kWeights) weights.push_back(blocks[i + w]);
   const std::vector<uint64_t> hashes = checksums(weights);
   std::vector<EncoderLayer> layers;
   for (size_t l = 0; l < calls.size(); ++l) {
-    const at::TensorList tensors = blocks.slice(l * kTensors, kTensors);
+    const at::TensorList tensors = blocks.slice(l * kBlockTensors, kBlockTensors);
     unpacked ? calls[l].leave_unpacked(tensors) : calls[l].pack(tensors, hashes.data() + l * std::size(Layer::kWeights));
     layers.push_back({calls[l].attention.a, calls[l].mlp.a});
   }

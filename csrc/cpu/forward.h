@@ -10,6 +10,7 @@ std::tuple<at::Tensor, at::Tensor> conv_tokenizer_forward(const at::Tensor& x, c
                                                           at::IntArrayRef padding, bool relu, at::IntArrayRef pool,
                                                           at::ScalarType compute, bool keep);
 
+constexpr int64_t kBlockTensors = 11;  // in `blocks`
 at::Tensor encoder_forward(const at::Tensor& x, at::TensorList blocks, int64_t num_heads, const OptionalTensor& mask,
                            double eps, at::ScalarType compute);
 

@@ -412,7 +412,7 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
     }
     if ((i + 1) % kSumRows == 0 || i + 1 == last) flush_sums(w.part, g.dbproj, a.Cp);
     std::memset((void*)(w.dqkv + i * a.Qp + 3 * a.C), 0, (a.Qp - 3 * a.C) * sizeof(T));
-    if (!a.need_weights) continue;
+    if (!a.need_qkv) continue;
     saved_xhat<X>(a, b * a.N + i, w.xhat);
     affine(w.xhat, w.y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
   }
@@ -424,18 +424,19 @@ void backward_begin(const AttentionArgs& a, int64_t b, int64_t first, int64_t la
       zero_rows(w.o, last, end, a.Cp);
     }
   zero_rows(w.dqkv, last, end, a.Qp);
-  if (!a.need_weights) return;
-  zero_rows(w.da, last, end, a.Cp);
-  zero_rows(w.y, last, end, a.Cp);
-  transpose(w.da + first * a.Cp, a.Cp, w.daT + first, a.Nr, end - first, a.Cp, w.pairs);
-  transpose(w.y + first * a.Cp, a.Cp, w.yT + first, a.Nr, end - first, a.Cp, w.pairs);
+  auto turn = [&](T* rows, T* columns) {
+    zero_rows(rows, last, end, a.Cp);
+    transpose(rows + first * a.Cp, a.Cp, columns + first, a.Nr, end - first, a.Cp, w.pairs);
+  };
+  if (a.need_proj) turn(w.da, w.daT);
+  if (a.need_qkv) turn(w.y, w.yT);
 }
 
 // Item p: panel p of dWproj, then panels of dO = da Wproj by head.
 template <typename T>
 void backward_projection(const AttentionArgs& a, int64_t item, const AttentionGradients& g, const BackwardBuffers<T>& w) {
   if (item < panels(a.C)) {
-    if (!a.need_weights) return;
+    if (!a.need_proj) return;
     const T* o = w.o + item * kPanel;
     pack_unless_panel(o, a.Cp, w.panel, a.Nr);
     return product<true>(a.C, a.N, w.daT, a.Nr, panel_of_rows(o, a.Cp, w.panel, a.Nr), g.dwproj + item * kPanel, a.Cp);
@@ -453,7 +454,7 @@ template <typename T>
 void backward_qkv(const AttentionArgs& a, int64_t item, const AttentionGradients& g, const BackwardBuffers<T>& w) {
   if (item < a.Qp / kPanel) {
     const T* d = w.dqkv + item * kPanel;
-    if (a.need_weights) {
+    if (a.need_qkv) {
       pack_unless_panel(d, a.Qp, w.panel, a.Nr);
       product<true>(a.C, a.N, w.yT, a.Nr, panel_of_rows(d, a.Qp, w.panel, a.Nr), g.dwqkv + item * a.Cp * kPanel, kPanel);
     }
@@ -676,7 +677,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const OptionalTensor& qkv_bias, const OptionalTensor& mask, double attn_dropout, double dropout,
     const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
     const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& qkv_in, const at::Tensor& o_in,
-    const at::Tensor& lse_in, const at::Tensor& pairs_in, bool need_weights) {
+    const at::Tensor& lse_in, const at::Tensor& pairs_in, std::array<bool, 2> need_weights) {
+  const auto [need_qkv, need_proj] = need_weights;
   AttentionCall call(x, norm_weight, norm_bias, qkv_weight, proj_weight, proj_bias, num_heads, qkv_bias, mask, attn_dropout,
                      dropout, drop_path_scale, seed, eps, compute);
   AttentionArgs& a = call.a;
@@ -691,8 +693,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "pairs", pairs_in, call.pairs_shape(true), at::kLong);
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous();
   const at::Tensor qkv = qkv_in.contiguous(), o = o_in.contiguous(), lse = lse_in.contiguous(), pairs = pairs_in.contiguous();
-  const at::Tensor wqkv_back = pack_backward(qkv_weight, 0, a.hd, a.bf16, need_weights),
-                   wproj_back = pack_backward(proj_weight, a.hd, 0, a.bf16, need_weights);
+  const at::Tensor wqkv_back = pack_backward(qkv_weight, 0, a.hd, a.bf16, need_qkv),
+                   wproj_back = pack_backward(proj_weight, a.hd, 0, a.bf16, need_proj);
   a.wqkv_back = wqkv_back.const_data_ptr();
   a.wproj_back = wproj_back.const_data_ptr();
   if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;
@@ -705,14 +707,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   at::Tensor dx = pooled_empty(call.x.sizes(), dout.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
-  a.need_weights = need_weights;
+  a.need_qkv = need_qkv;
+  a.need_proj = need_proj;
 
   const int64_t C = a.C, Cp = a.Cp, Qp = a.Qp;
   // whole images while every thread has one, or where the threads would take longer to meet; of the rest the phases are divided
   const bool divide = a.N * C * C >= 1 << 22;
   const int64_t threads = at::get_num_threads(), whole = divide ? B / threads * threads : B;
   const int64_t slots = std::max(count_slices(whole, backward_slices()), whole < B ? threads : 1);
-  const int64_t dwqkv = need_weights ? Qp * Cp : 0, dwproj = need_weights ? Cp * Cp : 0;
+  const int64_t dwqkv = need_qkv ? Qp * Cp : 0, dwproj = need_proj ? Cp * Cp : 0;
   at::Tensor sums = pooled_zeros({slots, dwqkv + dwproj + Qp + 3 * Cp}, at::kFloat);
   auto gradients = [&](int64_t slot) {
     float* s = sums.data_ptr<float>() + slot * sums.size(1);
@@ -737,7 +740,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const auto dtype = qkv_weight.scalar_type();
   auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, dwqkv + dwproj + start, n).to(dtype, false, true); };
   at::Tensor dqkv_weight = at::empty({0}, qkv_weight.options()), dproj_weight = at::empty({0}, qkv_weight.options());
-  if (need_weights) {
+  if (need_qkv)
     dqkv_weight = total.narrow(0, 0, dwqkv)
                       .view({Qp / 64, Cp, 64})
                       .transpose(1, 2)
@@ -746,9 +749,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
                       .narrow(1, 0, C)
                       .to(dtype, false, true)
                       .contiguous();
+  if (need_proj)
     dproj_weight =
         total.narrow(0, dwqkv, dwproj).view({Cp, Cp}).narrow(0, 0, C).narrow(1, 0, C).to(dtype, false, true).contiguous();
-  }
   const at::Tensor dqkv_bias = qkv_bias ? vector(0, 3 * C) : at::empty({0}, qkv_weight.options());
   return {dx, vector(Qp + Cp, C), vector(Qp + 2 * Cp, C), dqkv_weight, dproj_weight, vector(Qp, C), dqkv_bias};
 }

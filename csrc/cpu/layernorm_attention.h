@@ -32,7 +32,7 @@ struct AttentionArgs {
   const void *wqkv_back, *wproj_back;  // panels of Wqkv, of Wproj by head
   const void* dout;
   void* dx;
-  bool need_weights;
+  bool need_qkv, need_proj;  // the gradients of these weights
 };
 
 struct AttentionGradients {  // sums of one thread, zero at first

@@ -118,7 +118,7 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
     std::memset((void*)(y + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
     std::memset((void*)(dz + R * a.Cp), 0, (K - R) * a.Cp * sizeof(T));
     for (int64_t i = 0; i < R; ++i) {
-      if (a.need_weights) {
+      if (a.need_fc1) {
         saved_xhat<X>(a, row + i, xhat);
         affine(xhat, y + i * a.Cp, a.gamma, a.beta, a.C, a.Cp);
       }
@@ -135,10 +135,8 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
       }
       if ((i + 1) % kSumRows == 0 || i + 1 == R) flush_sums(part, g.db2, a.Cp);
     }
-    if (a.need_weights) {
-      transpose(y, a.Cp, yT, K, K, a.Cp, pairs);
-      transpose(dz, a.Cp, dzT, K, K, a.Cp, pairs);
-    }
+    if (a.need_fc1) transpose(y, a.Cp, yT, K, K, a.Cp, pairs);
+    if (a.need_fc2) transpose(dz, a.Cp, dzT, K, K, a.Cp, pairs);
     for (int64_t p = 0; p < panels(a.F); ++p) {
       float* db1 = g.db1 + p * kPanel;
       product_blocks(R, a.C, dz, a.Cp, weight_panel<T>(a.w2_back, p, a.C), [&](int64_t i, int rows, float* tile) {
@@ -160,15 +158,14 @@ void backward_rows(const MlpArgs& a, int64_t first, int64_t last, const MlpGradi
         }
         flush_sums(sums, db1, kPanel);
       });
-      if (!a.need_weights) continue;
-      for (int64_t i = R; i < K; ++i) {
-        std::memset((void*)(dh + i * a.Fp + p * kPanel), 0, kPanel * sizeof(T));
-        std::memset((void*)(act + i * kPanel), 0, kPanel * sizeof(T));
-      }
-      pack_unless_panel(dh + p * kPanel, a.Fp, dh_panel, K);
-      pack_unless_panel(act, kPanel, act_panel, K);
-      product<true>(a.C, K, yT, K, panel_of_rows(dh + p * kPanel, a.Fp, dh_panel, K), g.dw1 + p * a.Cp * kPanel, kPanel);
-      product<true>(a.C, K, dzT, K, panel_of_rows(act, kPanel, act_panel, K), g.dw2 + p * kPanel, a.Fp);
+      // dw (C, 64) += left (C, K) right (K, 64), whose rows behind R are zeros
+      auto add_gradient = [&](const T* left, T* right, int64_t stride, T* packed, float* dw, int64_t dw_stride) {
+        for (int64_t i = R; i < K; ++i) std::memset((void*)(right + i * stride), 0, kPanel * sizeof(T));
+        pack_unless_panel(right, stride, packed, K);
+        product<true>(a.C, K, left, K, panel_of_rows(right, stride, packed, K), dw, dw_stride);
+      };
+      if (a.need_fc1) add_gradient(yT, dh + p * kPanel, a.Fp, dh_panel, g.dw1 + p * a.Cp * kPanel, kPanel);
+      if (a.need_fc2) add_gradient(dzT, act, kPanel, act_panel, g.dw2 + p * kPanel, a.Fp);
     }
     for (int64_t p = 0; p < panels(a.C); ++p)
       product_blocks(R, a.F, dh, a.Fp, weight_panel<T>(a.w1_back, p, a.F), [&](int64_t i, int rows, float* tile) {
@@ -296,7 +293,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
     const at::Tensor& dout_in, const at::Tensor& x, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
     const at::Tensor& fc1_weight, const OptionalTensor& fc1_bias, const at::Tensor& fc2_weight, const OptionalTensor& fc2_bias,
     double dropout, const OptionalTensor& drop_path_scale, const OptionalTensor& seed, double eps, at::ScalarType compute,
-    const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& hidden_in, bool need_weights) {
+    const at::Tensor& mean_in, const at::Tensor& rstd_in, const at::Tensor& hidden_in, std::array<bool, 2> need_weights) {
+  const auto [need_fc1, need_fc2] = need_weights;
   MlpCall call(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, dropout, drop_path_scale, seed, eps,
                compute);
   MlpArgs& a = call.a;
@@ -307,8 +305,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   check_tensor(kOp, "hidden", hidden_in, {a.Fp / 64, a.rows, 64}, kept_dtype(compute));
   const at::Tensor dout = dout_in.contiguous(), mean = mean_in.contiguous(), rstd = rstd_in.contiguous(),
                    hidden = hidden_in.contiguous();
-  call.w1_back = pack_backward(fc1_weight, 0, 0, a.bf16, need_weights);
-  call.w2_back = pack_backward(fc2_weight, 0, 0, a.bf16, need_weights);
+  call.w1_back = pack_backward(fc1_weight, 0, 0, a.bf16, need_fc1);
+  call.w2_back = pack_backward(fc2_weight, 0, 0, a.bf16, need_fc2);
   a.w1_back = call.w1_back.const_data_ptr();
   a.w2_back = call.w2_back.const_data_ptr();
   if (from_xhat) a.xhat = call.x.data_ptr(), a.x = nullptr, a.x_bf16 = false;
@@ -318,24 +316,25 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   at::Tensor dx = pooled_empty(call.x.sizes(), dout.scalar_type());
   a.dout = dout.const_data_ptr();
   a.dx = dx.data_ptr();
-  a.need_weights = need_weights;
+  a.need_fc1 = need_fc1;
+  a.need_fc2 = need_fc2;
 
   const int64_t C = a.C, F = a.F, Cp = a.Cp, Fp = a.Fp;
-  const int64_t dw = need_weights ? Cp * Fp : 0;
+  const int64_t size1 = need_fc1 ? Cp * Fp : 0, size2 = need_fc2 ? Cp * Fp : 0, vectors = size1 + size2;
   constexpr int64_t kUnit = 32;
   const int64_t units = (a.rows + kUnit - 1) / kUnit, bytes = mlp_backward_scratch(a);
-  at::Tensor sums = pooled_zeros({count_slices(units, backward_slices()), 2 * dw + Fp + 3 * Cp}, at::kFloat);
+  at::Tensor sums = pooled_zeros({count_slices(units, backward_slices()), vectors + Fp + 3 * Cp}, at::kFloat);
   for_slices(units, backward_slices(), [&](int64_t first, int64_t last, int64_t slot) {
-    float* s = sums.data_ptr<float>() + slot * sums.size(1);
-    const MlpGradients g{s, s + dw, s + 2 * dw, s + 2 * dw + Fp, s + 2 * dw + Fp + Cp, s + 2 * dw + Fp + 2 * Cp};
+    float *s = sums.data_ptr<float>() + slot * sums.size(1), *v = s + vectors;
+    const MlpGradients g{s, s + size1, v, v + Fp, v + Fp + Cp, v + Fp + 2 * Cp};
     CCT_CALL(layernorm_mlp_backward_rows, a, first * kUnit, std::min(last * kUnit, a.rows), g, thread_scratch(bytes));
   });
   const at::Tensor total = sums.size(0) == 1 ? sums[0] : sums.sum(0);
   const auto dtype = fc1_weight.scalar_type();
-  auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, start, n).to(dtype, false, true); };
+  auto vector = [&](int64_t start, int64_t n) { return total.narrow(0, vectors + start, n).to(dtype, false, true); };
   at::Tensor dw1 = at::empty({0}, fc1_weight.options()), dw2 = at::empty({0}, fc1_weight.options());
-  if (need_weights) {
-    dw1 = total.narrow(0, 0, dw)
+  if (need_fc1)
+    dw1 = total.narrow(0, 0, size1)
               .view({Fp / 64, Cp, 64})
               .transpose(1, 2)
               .reshape({Fp, Cp})
@@ -343,10 +342,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
               .narrow(1, 0, C)
               .to(dtype, false, true)
               .contiguous();
-    dw2 = total.narrow(0, dw, dw).view({Cp, Fp}).narrow(0, 0, C).narrow(1, 0, F).to(dtype, false, true).contiguous();
-  }
-  return {dx,  vector(2 * dw + Fp + Cp, C), vector(2 * dw + Fp + 2 * Cp, C), dw1, vector(2 * dw, F),
-          dw2, vector(2 * dw + Fp, C)};
+  if (need_fc2)
+    dw2 = total.narrow(0, size1, size2).view({Cp, Fp}).narrow(0, 0, C).narrow(1, 0, F).to(dtype, false, true).contiguous();
+  return {dx, vector(Fp + Cp, C), vector(Fp + 2 * Cp, C), dw1, vector(0, F), dw2, vector(Fp, C)};
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ struct MlpArgs {
   const void *w1_back, *w2_back;  // panels of fc1 and fc2
   const void* dout;
   void* dx;
-  bool need_weights;
+  bool need_fc1, need_fc2;  // the gradients of these weights
 };
 
 // Sums of one thread, zero at first.

@@ -84,8 +84,12 @@ at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType dtype) {
   const size_t bytes = (size_t(c10::multiply_integers(sizes)) * c10::elementSize(dtype) + kPage - 1) / kPage * kPage;
   if (bytes < kSmallest) return at::empty(sizes, dtype);
   const Block block = acquire(bytes);
-  auto deleter = [block](void*) { give_back(block); };
-  at::Tensor out = at::from_blob(block.memory, sizes, deleter, at::TensorOptions().dtype(dtype));
+  at::Tensor out = at::for_blob(block.memory, sizes)
+                       .deleter([block](void*) { give_back(block); })
+                       .options(at::TensorOptions().dtype(dtype))
+                       .allocator(c10::GetAllocator(c10::kCPU))  // who wants more than these sizes gets it from PyTorch
+                       .resizeable_storage()
+                       .make_tensor();
   // as at::empty does when asked to make unwritten elements visible
   if (at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory())
     at::isFloatingType(dtype) ? out.fill_(std::nan("")) : out.fill_(255);

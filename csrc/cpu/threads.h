@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -46,17 +47,44 @@ inline void pause() {
 #endif
 }
 
+// When threads last shared work, or one did it all.
+inline std::atomic<std::chrono::steady_clock::time_point> g_last_work{};
+// Whether the others sleep by now: OpenMP's turn in circles for 5 to 15 ms.
+inline bool others_sleep() { return std::chrono::steady_clock::now() - g_last_work.load() > std::chrono::milliseconds(10); }
+
+// While one lives this thread does all the work: where the others sleep, to wake them takes 0.1 to 5 ms, at the mercy of the
+// system. Who makes what changes, not what is made.
+class Alone {
+ public:
+  explicit Alone(bool yes) : before_(t_alone) { t_alone = t_alone || yes; }
+  ~Alone() { t_alone = before_; }
+  Alone(const Alone&) = delete;
+  static bool here() { return t_alone; }
+
+ private:
+  static inline thread_local bool t_alone = false;
+  const bool before_;
+};
+constexpr double kNotWorthWaking = 1 << 26;  // multiplications and additions, 1 to 2 ms of a thread
+
 // f(t) for t in [0, threads), each on a thread of its own where there are so many.
 //
 // The first thread waits for the others by giving way: one that stands in line behind it shall run, if only to move away.
 // OpenMP's barrier would turn in circles.
 template <typename F>
 void parallel(int64_t threads, F f) {
+  struct Worked {  // at last, also where f throws
+    ~Worked() { g_last_work = std::chrono::steady_clock::now(); }
+  } worked;
+  if (Alone::here() || threads == 1) {
+    for (int64_t t = 0; t < threads; ++t) f(t);
+    return;
+  }
   constexpr int kTurns = 500;  // about 20 us
   std::atomic<int64_t> running = threads;
   Cores cores;
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    if (threads > 1) cores.enter();
+    cores.enter();
     {
       struct Done {  // also where f throws
         std::atomic<int64_t>& running;

@@ -112,7 +112,11 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
   double tolerance = bf || set.bf16 ? 0.03 : 3e-5;
   expect_near(where + "out", out.values(), reference(s, a, in), tolerance);
 
-  for (const auto& [need_weights, from_xhat] : {std::pair{true, false}, {false, false}, {true, true}}) {
+  struct Case {
+    bool qkv, proj, from_xhat;
+  };
+  for (const auto& [need_qkv, need_proj, from_xhat] :
+       {Case{true, true, false}, {false, false, false}, {false, true, false}, {true, false, true}}) {
     if (from_xhat && bf) continue;
     if (from_xhat) a.x = nullptr, a.mean = nullptr, tolerance = 0.03;
     a.xhat = from_xhat ? xhat.data() : nullptr;
@@ -120,9 +124,9 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
     const Array wqkv_back = packed(in.wqkv, 3 * C, C, false, 0, bf, set.bf16);
     const Array wproj_back = packed(in.wproj, C, C, false, a.hd, bf, set.bf16);
     a.dout = dout.data(), a.dx = dx.data(), a.wqkv_back = wqkv_back.data(), a.wproj_back = wproj_back.data();
-    a.need_weights = need_weights;
+    a.need_qkv = need_qkv, a.need_proj = need_proj;
     enum { kDwqkv, kDwproj, kDbqkv, kDbproj, kDgamma, kDbeta };
-    const int64_t dwqkv = need_weights ? a.Qp * a.Cp : 0, dwproj = need_weights ? a.Cp * a.Cp : 0;
+    const int64_t dwqkv = need_qkv ? a.Qp * a.Cp : 0, dwproj = need_proj ? a.Cp * a.Cp : 0;
     const Sums sums(set.threads, {dwqkv, dwproj, a.Qp, a.Cp, a.Cp, a.Cp});
     const Guarded shared(attention_backward_shared(a));
     for (int64_t b = 0; b < B; ++b)
@@ -141,18 +145,17 @@ void test_shape(const std::string& where, const Setting& set, const Shape& s) {
       });
     };
     check("dx", &Inputs::x, dx.values());
-    if (!need_weights) continue;
     check("dnorm_weight", &Inputs::gamma, sums.total(kDgamma, C));
     check("dnorm_bias", &Inputs::beta, sums.total(kDbeta, C));
     check("dqkv_bias", &Inputs::bqkv, sums.total(kDbqkv, 3 * C));
     check("dproj_bias", &Inputs::bproj, sums.total(kDbproj, C));
     const Values dq = sums.total(kDwqkv), dp = sums.total(kDwproj);
     Values dqkv_weight, dproj_weight;
-    for (int64_t f = 0; f < 3 * C; ++f)
+    for (int64_t f = 0; f < 3 * C && need_qkv; ++f)
       for (int64_t c = 0; c < C; ++c) dqkv_weight.push_back(dq[(f / 64 * a.Cp + c) * 64 + f % 64]);
-    for (int64_t i = 0; i < C * C; ++i) dproj_weight.push_back(dp[i / C * a.Cp + i % C]);
-    check("dqkv_weight", &Inputs::wqkv, dqkv_weight);
-    check("dproj_weight", &Inputs::wproj, dproj_weight);
+    for (int64_t i = 0; i < C * C && need_proj; ++i) dproj_weight.push_back(dp[i / C * a.Cp + i % C]);
+    if (need_qkv) check("dqkv_weight", &Inputs::wqkv, dqkv_weight);
+    if (need_proj) check("dproj_weight", &Inputs::wproj, dproj_weight);
   }
 }
 
