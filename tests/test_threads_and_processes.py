@@ -314,8 +314,9 @@ with torch.inference_mode():
             before = sleeps()
             model(x)
             assert sleeps() == before, f"a small call woke a thread, {{dtype}}"
-            model(x), model(x)
-            assert sleeps() != before, f"of two calls neither woke a thread, {{dtype}}"
+            for _ in range(20):  # a busy machine may pause between two of them
+                model(x)
+            assert sleeps() != before, f"of calls that follow one another none woke a thread, {{dtype}}"
             before = sleeps()
             model(many)
             assert sleeps() != before, f"a large call woke no thread, {{dtype}}"
