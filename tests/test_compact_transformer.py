@@ -1,4 +1,5 @@
-"""The whole network in one call: equal to the bit to its ops in turn, but for a head in bfloat16; whoever looks at a module is still called."""
+"""The whole network in one call: equal to the bit to its ops in turn, but for a head in bfloat16; whoever looks at a module is
+still called."""
 
 import copy
 
